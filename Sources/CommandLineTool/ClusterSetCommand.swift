@@ -1,0 +1,109 @@
+import ArgumentParser
+import ControlAPI
+
+struct ClusterSetCommand: ToolCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "set", abstract: "Change the cluster on both nodes, without a restart.",
+    discussion: """
+      Settings: detection=TIME (a silent node is lost after it), pulse=TIME (between heartbeats), boot-wait=TIME (a node \
+      that boots alone waits this long for the other), arbiter=policy=none|wait, boot-policy=arbiter|wait. \
+      TIME is a whole number with ms, s, m or h: 5s, 250ms.
+      """)
+
+  @OptionGroup var common: CommonOptions
+  @Argument(help: ArgumentHelp("What to change.", valueName: "setting=value"))
+  var settings: [String] = []
+  @Option(
+    name: .customLong("add-link"),
+    help: ArgumentHelp("A link with node 1's and node 2's address.", valueName: "name=address1,address2[,replication]"))
+  var addLink: [PairArgument] = []
+  @Option(name: .customLong("remove-link"), help: ArgumentHelp("A link to give up.", valueName: "name"))
+  var removeLink: [String] = []
+  @Flag(help: "Print the changed cluster as the API describes it.")
+  var json = false
+
+  /// A new link with the addresses of both nodes.
+  struct PairArgument: ExpressibleByArgument, Sendable {
+    var name: String
+    var addresses: [String]
+    var replication: Bool
+
+    init?(argument: String) {
+      let parts = argument.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
+      guard parts.count == 2, !parts[0].isEmpty else { return nil }
+      var rest = parts[1].split(separator: ",", omittingEmptySubsequences: false).map(String.init)
+      replication = rest.count == 3 && rest[2] == "replication"
+      if replication { rest.removeLast() }
+      guard rest.count == 2, rest.allSatisfy({ !$0.isEmpty }) else { return nil }
+      name = String(parts[0])
+      addresses = rest
+    }
+  }
+
+  func validate() throws {
+    if settings.isEmpty && addLink.isEmpty && removeLink.isEmpty {
+      throw ValidationError("Say what to change: detection=5s, --add-link, --remove-link, ...")
+    }
+    _ = try parsed()
+  }
+
+  func execute(_ tool: Tool) async throws -> ExitStatus {
+    var changes = try parsed()
+    if !addLink.isEmpty {
+      let nodes = try await tool.client.clusterShow().nodes.sorted { $0.id < $1.id }.map(\.name)
+      guard nodes.count == 2 else {
+        throw ControlError(
+          .refused, "links can be added when both nodes are in the cluster", why: "the second node has not joined yet",
+          next: "vmha cluster ticket")
+      }
+      changes.addLinks = addLink.map { link in
+        .init(
+          name: link.name, addresses: [nodes[0]: link.addresses[0], nodes[1]: link.addresses[1]],
+          replication: link.replication)
+      }
+    }
+    let cluster = try await tool.client.clusterSet(changes)
+    if json {
+      try tool.printJSON(cluster)
+    } else if !common.quiet {
+      for line in ClusterCommand.lines(cluster, tool.console) { tool.console.line(line) }
+    }
+    return .success
+  }
+
+  private func parsed() throws -> ClusterChanges {
+    var changes = ClusterChanges()
+    changes.removeLinks = removeLink
+    for setting in settings {
+      let parts = setting.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false).map(String.init)
+      guard parts.count == 2 else { throw ValidationError("'\(setting)' is not of the form setting=value.") }
+      switch parts[0] {
+      case "detection": changes.detectionMilliseconds = try milliseconds(setting, parts[1])
+      case "pulse": changes.pulseMilliseconds = try milliseconds(setting, parts[1])
+      case "boot-wait": changes.bootWaitMilliseconds = try milliseconds(setting, parts[1])
+      case "arbiter": changes.arbiter = try oneOf(["policy=none", "wait"], setting, parts[1])
+      case "boot-policy": changes.bootPolicy = try oneOf(["arbiter", "wait"], setting, parts[1])
+      default:
+        throw ValidationError(
+          "There is no setting '\(parts[0])': detection, pulse, boot-wait, arbiter, boot-policy.")
+      }
+    }
+    return changes
+  }
+
+  private func oneOf(_ allowed: [String], _ setting: String, _ value: String) throws -> String {
+    guard allowed.contains(value) else {
+      throw ValidationError("'\(setting)' is not possible: \(allowed.joined(separator: " or ")).")
+    }
+    return value
+  }
+
+  private func milliseconds(_ setting: String, _ value: String) throws -> Int {
+    let units = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)]
+    let digits = value.prefix { $0.isASCII && $0.isNumber }
+    guard let number = Int(digits), number <= 1_000_000,
+      let unit = units.first(where: { $0.0 == value.dropFirst(digits.count) })
+    else { throw ValidationError("'\(setting)' has no time like 250ms, 5s, 2m or 1h.") }
+    return number * unit.1
+  }
+}

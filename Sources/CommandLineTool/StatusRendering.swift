@@ -1,0 +1,157 @@
+import ControlAPI
+import Model
+
+/// `ClusterStatus` as tables.
+struct StatusRendering {
+  let status: ClusterStatus
+  let console: Console
+
+  init(_ status: ClusterStatus, _ console: Console) {
+    self.status = status
+    self.console = console
+  }
+
+  func overview() -> [String] {
+    guard let cluster = status.cluster else {
+      return [
+        "\(status.thisNode) belongs to no cluster.",
+        "Make one: vmha cluster init --help; or join one: vmha cluster join --help",
+      ]
+    }
+    var lines = [Styled("cluster \(cluster.name)", .bold).rendered(console)]
+    lines += hosts()
+    lines += ["", "arbiter: \(status.arbiter)"]
+    lines += status.warnings.flatMap { warning in
+      [Styled("warning: ", .yellow).rendered(console) + warning.what, "         \(warning.whatToDo)"]
+    }
+    lines.append("")
+    if status.modules.isEmpty {
+      lines.append("No VM is protected yet. Protect one: vmha add VM")
+    } else {
+      lines += modules()
+    }
+    return lines
+  }
+
+  private func hosts() -> [String] {
+    var table = Table()
+    table.indent = "  "
+    for node in status.nodes {
+      let state = node.reachable ? Styled("up", .green) : Styled("lost", .red)
+      let note = node.name == status.thisNode ? "this node" : since(node.since)
+      table.add([Styled("node"), Styled(node.name), state, Styled(note)])
+    }
+    for link in status.links {
+      let addresses = status.nodes.map { link.addresses[$0.name] ?? "-" }.joined(separator: " - ")
+      let colour: Colour = link.state == .up ? .green : link.state == .late ? .yellow : .red
+      let note = link.state == .up ? "" : since(link.since)
+      let use = link.replication ? "replication" : "heartbeat only"
+      table.add([
+        Styled("link"), Styled(link.name), Styled(link.state.rawValue, colour),
+        Styled([addresses, use, note].filter { !$0.isEmpty }.joined(separator: ", ")),
+      ])
+    }
+    return table.lines(console)
+  }
+
+  private func since(_ time: WallTime?) -> String {
+    guard let time else { return "not seen yet" }
+    return "for \(Wording.roughly(seconds: (status.time - time).components.seconds))"
+  }
+
+  private func modules() -> [String] {
+    var table = Table()
+    let nodeNames = status.nodes.map(\.name)
+    table.add((["VM"] + nodeNames + ["GUEST", "CHECK", ""]).map { Styled($0, .dim) })
+    for module in status.modules {
+      let cells = nodeNames.map { name in module.nodes.first { $0.node == name }.map(state) ?? Styled("-") }
+      table.add([Styled(module.name, .bold)] + cells + [guest(module), check(module), note(module)])
+    }
+    return table.lines(console)
+  }
+
+  /// "PRIM", "SECOND transient, inconsistent", "(PRIM)" for what was last known of a node that is lost.
+  func state(_ node: ModuleNodeStatus) -> Styled {
+    var text = node.state.rawValue
+    if node.readiness != .ready { text += " \(node.readiness.rawValue)" }
+    if let standing = node.standing, standing != .uptodate { text += ", \(standing.rawValue)" }
+    guard node.current else { return Styled("(\(text))", .dim) }
+    switch (node.readiness, node.state) {
+    case (.blocked, _): return Styled(text, .red)
+    case (.transient, _), (.ready, .alone), (.ready, .wait): return Styled(text, .yellow)
+    case (.ready, .prim), (.ready, .second): return Styled(text, .green)
+    case (.ready, .stop): return Styled(text, .dim)
+    }
+  }
+
+  private func guest(_ module: ModuleStatus) -> Styled {
+    let alive = module.nodes.filter { $0.current && ($0.guest == .running || $0.guest == .paused) }
+    if alive.isEmpty {
+      return Styled(module.nodes.contains { $0.guest == .unknown && $0.current } ? "unknown" : "off", .dim)
+    }
+    let text = alive.map { "\($0.guest.rawValue) on \($0.node)" }.joined(separator: ", ")
+    return Styled(text, alive.count > 1 ? .red : alive[0].guest == .paused ? .yellow : nil)
+  }
+
+  private func check(_ module: ModuleStatus) -> Styled {
+    guard let check = module.check, check.time != nil else { return "-" }
+    return check.answers ? Styled("answers", .green) : Styled("silent", .red)
+  }
+
+  /// The one sentence that says most.
+  private func note(_ module: ModuleStatus) -> Styled {
+    if module.split { return Styled("SPLIT: both copies are kept, see vmha status \(module.name)", .red) }
+    if let operation = module.operation { return Styled(operation, .yellow) }
+    let current = module.nodes.filter(\.current)
+    if let blocked = current.first(where: { $0.readiness == .blocked }) {
+      return Styled("\(blocked.node): \(blocked.sentence)", .red)
+    }
+    if let resync = current.lazy.compactMap(\.resync).first { return Styled("copying " + Wording.resync(resync)) }
+    if let moving = current.first(where: { $0.readiness == .transient }) {
+      return Styled("\(moving.node): \(moving.sentence)")
+    }
+    return Styled(module.primary?.sentence ?? current.first?.sentence ?? "")
+  }
+
+  /// All that is known of one module.
+  func details(_ module: ModuleStatus) -> [String] {
+    var lines = [Styled("\(module.name)", .bold).rendered(console) + "  (module \(module.number))"]
+    var facts = Table()
+    facts.indent = "  "
+    facts.add(["wished", Styled(module.wish == .started ? "started" : "stopped")])
+    facts.add(["preferred", Styled(module.preferredNode)])
+    facts.add(["replication", Styled(module.replicationLink.map { "over link \($0)" } ?? "no session")])
+    facts.add(["in flight", Styled("\(module.requestsInFlight) requests")])
+    if let check = module.check { facts.add(["check", Styled(text(check))]) }
+    if let operation = module.operation { facts.add(["operation", Styled(operation)]) }
+    if module.split { facts.add(["split", Styled("neither copy descends from the other; both are kept", .red)]) }
+    if let event = module.lastEvent {
+      facts.add(["last event", Styled("\(event.time.localTimeOfDay) \(event.node): \(event.sentence)")])
+    }
+    lines += facts.lines(console)
+    for node in module.nodes {
+      lines.append("  \(node.node): \(state(node).rendered(console))" + (node.current ? "" : "  last known"))
+      var table = Table()
+      table.indent = "    "
+      table.add(["because", Styled(node.sentence)])
+      table.add(["guest", Styled(node.guest.rawValue)])
+      let generation = node.generation.map { "generation \($0.number), branch \($0.branch)" } ?? "no generation"
+      table.add(["copy", Styled("\(node.standing?.rawValue ?? "unknown"), \(generation)")])
+      if let resync = node.resync { table.add(["resync", Styled(text(resync))]) }
+      if let time = node.since { table.add(["since", Styled("\(time.localDate) \(time.localTimeOfDay)")]) }
+      lines += table.lines(console)
+    }
+    return lines
+  }
+
+  private func text(_ resync: ResyncStatus) -> String {
+    "\(Wording.bytes(resync.bytesDone)) of \(Wording.bytes(resync.bytesTotal)), \(Wording.resync(resync)), "
+      + "\(Wording.bytes(resync.bytesSent)) sent"
+  }
+
+  private func text(_ check: CheckStatus) -> String {
+    let target = check.port.map { "\(check.address) port \($0)" } ?? check.address
+    let result = check.time == nil ? "not tried yet" : check.answers ? "answers" : "silent"
+    return "\(check.kind.rawValue) \(target): \(result)" + (check.why.map { " (\($0))" } ?? "")
+  }
+}

@@ -1,0 +1,43 @@
+/// Everything vmhad does for the CLI, the console and the drills. Implemented by the daemon, served by `ControlServer`,
+/// and implemented again by `ControlClient` on the other end of the socket.
+///
+/// Every call throws `ControlError`; anything else that is thrown becomes code `failed`, status 500. A call may be made from
+/// any task, many at the same time. Names of modules arrive unchecked.
+public protocol ControlService: Sendable {
+  /// Never waits for the peer: answers from what is known.
+  func status() async throws -> ClusterStatus
+  func module(_ name: String) async throws -> ModuleStatus
+
+  /// Start the VM on its preferred node, or where the only good copy is. Accepted = the wish is durable. Already started is a success.
+  /// `force` starts from a copy that is not known to be the newest: it can lose writes or split, and the journal says so.
+  func startModule(_ name: String, force: Bool) async throws -> Acceptance
+  /// ACPI shutdown; after `timeoutSeconds` (nil = the module's `stopTimeout`) forced. Already stopped is a success.
+  func stopModule(_ name: String, timeoutSeconds: Int?) async throws -> Acceptance
+  /// Exchange the roles; refused unless the other copy is in sync and up to date (R10).
+  func swapModule(_ name: String) async throws -> Acceptance
+  /// For drills only: SIGKILL to the guest's QEMU on the node where it runs. Refused unless the module is protected
+  /// (`ModuleStatus.isProtected`).
+  func crashGuest(_ name: String) async throws -> Acceptance
+
+  /// Checks on both nodes and says what `add` would do. Changes nothing.
+  func planAdd(_ request: AddRequest) async throws -> AddPlan
+  /// Begins it; throws `checksFailed` if the plan has errors. Repeating it after a failure or crash completes it.
+  func add(_ request: AddRequest) async throws -> OperationID
+  /// Stops protecting the VM and gives it back as plain files on the primary. Refused while the guest runs.
+  func remove(_ name: String, purgeCopy: Bool) async throws -> OperationID
+  func operation(_ id: OperationID) async throws -> OperationStatus
+
+  func clusterInitialise(_ request: ClusterInitialiseRequest) async throws -> JoinTicket
+  /// A new ticket; earlier ones stop working.
+  func clusterTicket() async throws -> JoinTicket
+  func clusterJoin(_ request: ClusterJoinRequest) async throws -> ClusterDescription
+  func clusterShow() async throws -> ClusterDescription
+  /// Changes both nodes, the peer first; refused without the peer.
+  func clusterSet(_ changes: ClusterChanges) async throws -> ClusterDescription
+
+  /// With `since`: the first `limit` events after that cursor. Without: the last `limit`. Both in rising order.
+  /// `module` nil = all, those of no module included. `limit` 1...`JournalPage.limitMax`.
+  func log(since cursor: Int64?, module: String?, limit: Int) async throws -> JournalPage
+  /// Events from now on. The stream may leave events out when its reader is slow (ids show it); it ends when vmhad stops.
+  func events() -> AsyncStream<JournalEvent>
+}

@@ -1,0 +1,254 @@
+import Model
+
+extension MirrorModule {
+  mutating func engineSaid(_ event: EngineEvent) {
+    // What a running engine says before it has reported itself is in its report too.
+    if !engineReady {
+      if case .ready(let report) = event { engineIsReady(report) }
+      return
+    }
+    switch event {
+    case .ready: break  // the answer to a later question
+    case .connected(let session, let link): connected(session, link: link)
+    case .sessionLost(let session, let policy, let why): sessionLost(session, why, policy: policy)
+    case .sessionEnded: endsPending = max(0, endsPending - 1)
+    case .message: break
+    case .mounted:
+      isMounted = true
+      bringUp?.mounted = true
+      continueBringUp()
+    case .filesSynced:
+      if case .closing(let closing) = phase, closing.step == .barrier, closing.session == nil {
+        return closeMount(closing)
+      }
+      bringUp?.synced = true
+      continueBringUp()
+    case .unmounted: unmounted()
+    case .drained: drained()
+    case .resyncProgress(let session, let progress): if session == resyncSession { resync = progress }
+    case .resyncCopied(let session): resyncCopied(session)
+    case .barrierDone(let session): barrierDone(session)
+    case .failed(let command, let why): commandFailed(command, why)
+    case .diskError(let operation, let path, let errno): diskError(operation, path, errno)
+    }
+  }
+
+  private mutating func engineIsReady(_ report: EngineReport) {
+    engineReady = true
+    engineStarting = false
+    isMounted = report.isMounted
+    switch phase {
+    case .waiting: takeOver(report)
+    case .alone:
+      // A fresh engine under a right that still holds.
+      bringUpFresh(policy: .alone, resync: nil)
+      engine(.connect)
+    case .stopped:
+      // It was started before the stop was decided.
+      engine(.exit)
+      forgetEngine()
+    default: break
+    }
+  }
+
+  /// An engine that outlived an earlier vmhad is taken over as it is; a fresh one is idle.
+  private mutating func takeOver(_ report: EngineReport) {
+    guard let record else { return }
+    switch (report.role, report.policy) {
+    case (.primary, .both(let session)) where session == report.session && record.standing == .uptodate:
+      takeOverInSession(session)
+    case (.primary, let policy) where startsAlone(record, serving: policy): takeOverAlone(report)
+    case (.primary, _):
+      phase = .frozen
+      say("took over the running engine: it is frozen without its peer", .warning, rule: "R9")
+      endSession()
+      // R2: whatever it was allowed under another vmhad, no right is on record.
+      engine(.setPolicy(.frozen))
+      if !guest.isLive {
+        phase = .waiting
+        engine(.unmount(force: true))
+      }
+    case (.replica, _):
+      guard let session = report.session, record.standing != .outdated else {
+        // R5: a node that consented has ended its session; it never adopts in it.
+        return endSession()
+      }
+      phase = record.standing == .uptodate ? .second(session) : .target(session)
+      // An earlier vmhad may have gone before it could say so.
+      if record.standing == .inconsistent { out.append(.sendPeer(session, .targetReady(claim: record.claim))) }
+      say("took over the running engine: applying \(settings.peerName)'s writes", .notice)
+    case (.idle, _):
+      // A session whose first messages went to an earlier vmhad would never get any further.
+      if report.session != nil { endSession() }
+    }
+  }
+
+  /// R4 was done: the record says so. Only a thaw that did not happen any more is missing.
+  private func startsAlone(_ record: DurableRecord, serving policy: AcknowledgePolicy) -> Bool {
+    guard record.standing == .uptodate, let right = record.peerOutdated else { return false }
+    switch policy {
+    case .alone, .resyncing, .settling: return true
+    case .frozen, .both: return right.isProven
+    }
+  }
+
+  private mutating func takeOverAlone(_ report: EngineReport) {
+    phase = .alone
+    say("took over the running engine: alone", .notice)
+    switch report.policy {
+    case .resyncing(let session) where session == report.session:
+      resyncSession = session
+    case .settling(let session) where session == report.session:
+      // Its `resyncCopied` may have gone to an earlier vmhad.
+      resyncSession = session
+      engine(.flushBarrier(session))
+    default:
+      endSession()
+      if guest.isLive { engine(.setPolicy(.alone)) } else { return bringUpFresh(policy: .alone, resync: nil) }
+    }
+    if !guest.isLive { placeGuest() }
+  }
+
+  /// R8.3 to R8.5, or in sync: the target may or may not have adopted when vmhad went away. ADOPT is repeatable.
+  private mutating func takeOverInSession(_ session: SessionID) {
+    // The barrier is done, but the record may not have followed the policy (R8.3 before R8.4).
+    withdrawMark()
+    sendAdopt(session)
+    say("took over the running engine: in a session with \(settings.peerName)", .notice)
+  }
+
+  /// R4 and R10: mount, make the files durable, then the policy, then the guest.
+  mutating func bringUpFresh(policy: AcknowledgePolicy, resync: SessionID?) {
+    bringUp = BringUp(policy: policy, resync: resync)
+    if case .both = policy { bringUp?.synced = true }  // R10: joint flush done before the token
+    guard engineReady else { return startEngine() }
+    engine(.mount)
+    if bringUp?.synced == false { engine(.syncFiles) }
+  }
+
+  private mutating func continueBringUp() {
+    guard let steps = bringUp, steps.mounted, steps.synced else { return }
+    bringUp = nil
+    engine(.setPolicy(steps.policy))
+    if let session = steps.resync { beginResync(session) }
+    if case .closing = phase { return }
+    placeGuest()
+  }
+
+  private mutating func unmounted() {
+    isMounted = false
+    if case .closing(let closing) = phase, closing.step == .unmount { return closingUnmounted(closing) }
+    continueYielding()
+  }
+
+  private mutating func commandFailed(_ command: String, _ why: String) {
+    note("the engine could not do '\(command)': \(why)", .warning)
+    switch command {
+    case "mount", "syncFiles":
+      guard bringUp != nil else { return }
+      fail("the disks cannot be brought up here: \(why)", kill: false)
+    case "unmount":
+      if case .closing(let closing) = phase, closing.step == .unmount { engine(.unmount(force: true)) }
+    case "startResync", "flushBarrier", "acceptReplication": retrySession()
+    default: break
+    }
+  }
+
+  /// The engine would not do its part in a session that may still be there: a new one, after a pause.
+  private mutating func retrySession() {
+    switch phase {
+    case .alone where resyncSession != nil: break
+    case .target, .second: phase = .waiting
+    default: return
+    }
+    endSession()
+    arm(.reconnect, after: MirrorSettings.engineRestartPause)
+  }
+
+  /// R11
+  private mutating func diskError(_ operation: String, _ path: String, _ code: Int32) {
+    let what = "\(operation) of \(path) failed here (errno \(code))"
+    let noSpace: [Int32] = [28, 122]  // ENOSPC, EDQUOT
+    switch phase {
+    case .second, .target:
+      // Durable first; the peer then gets the consent it asks for.
+      endSession()
+      persist { if $0.standing == .uptodate { $0.standing = .outdated } }
+      fail("\(what); this copy is given up, \(settings.peerName) goes on alone", kill: false)
+    case .prim, .adopting, .frozen:
+      if noSpace.contains(code) {
+        // The guest got the error and libvirt pauses it; the module stays where it is (DESIGN section 3).
+        return note("\(what): the guest sees the full disk", .alarm, rule: "R11")
+      }
+      note("\(what); \(settings.peerName) has everything and takes the module", .alarm, rule: "R11")
+      endSession()
+      offer()
+    default: note(what, .alarm, rule: "R11")
+    }
+  }
+
+  mutating func engineGone(_ why: String) {
+    forgetEngine()
+    let before = phase
+    bringUp = nil
+    dropSession()
+    if before == .stopped { return }
+    note("the engine is gone: \(why)", .warning)
+    switch before {
+    case .stopped: return
+    case .failed: return
+    case .closing(let closing):
+      if guest.isLive {
+        guest = .stopping
+        out.append(.destroyGuest)
+      }
+      if closing.goal == .stop, !guest.isLive { return finishStop(consented: false, claim: nil) }
+      phase = .waiting
+    case .prim, .adopting: return offer()
+    case .alone:
+      if guest.isLive {
+        guest = .stopping
+        out.append(.destroyGuest)
+      }
+      say("the engine died under the guest; starting both again here", .alarm)
+    case .frozen, .waiting, .yielding, .target, .second: phase = .waiting
+    }
+    restartEngine()
+  }
+
+  mutating func restartEngine() {
+    engineDeaths = engineDeaths.filter { now - $0 < .seconds(60) }
+    engineDeaths.append(now)
+    if engineDeaths.count == 1 { return startEngine() }
+    arm(.engineStart, after: MirrorSettings.engineRestartPause)
+  }
+
+  /// This node was the primary, in sync, and cannot go on: the peer should take the module.
+  mutating func offer() {
+    if guest.isLive {
+      guest = .stopping
+      out.append(.destroyGuest)
+    }
+    phase = .waiting
+    bringUp = nil
+    offers = true
+    arm(.offer, after: MirrorSettings.offerTime)
+    say("cannot go on here; offers the module to \(settings.peerName)", .alarm, rule: "R11")
+    if isMounted { engine(.unmount(force: true)) }
+    if !engineReady { restartEngine() }
+    timers[.guestRetry] = nil
+    if peerAlive != true { endOffer() }
+  }
+
+  mutating func endOffer() {
+    offers = false
+    timers[.offer] = nil
+    engine(.connect)
+  }
+
+  mutating func closeEngine() {
+    guard engineReady, !guest.isLive else { return }
+    dropSession()
+    becomeStopped()
+  }
+}

@@ -1,0 +1,175 @@
+import Model
+
+extension MirrorModule {
+  /// Starts the guest, unless it should rather begin on its preferred node and that one is about to be in sync.
+  mutating func placeGuest() {
+    guard wish.started, blockedBy == nil, bringUp == nil, isMounted, !guest.isLive || guest == .unknown else { return }
+    switch phase {
+    case .prim(let session):
+      if startByOperator, settings.preferred != settings.node {
+        startByOperator = false
+        timers[.holdGuest] = nil
+        note("handing the module to its preferred node \(settings.peerName) before the guest starts", .notice)
+        return close(for: .handOver(session), session: session, wasAlone: false)
+      }
+    case .alone:
+      if startByOperator, settings.preferred != settings.node, peerAlive == true {
+        armOnce(.holdGuest, after: MirrorSettings.preferredWait)
+        return say("waiting for \(settings.peerName), the preferred node, to be in sync before the guest starts there")
+      }
+    default: return
+    }
+    startGuest()
+  }
+
+  mutating func considerAlone() {
+    // The preferred node went away while the guest was held for it.
+    if timers[.holdGuest] != nil, peerAlive == false, bringUp == nil, isMounted {
+      timers[.holdGuest] = nil
+      startByOperator = false
+      startGuest()
+    }
+  }
+
+  mutating func startGuest() {
+    startByOperator = false
+    timers[.holdGuest] = nil
+    timers[.guestRetry] = nil
+    guest = .starting
+    guestNote = nil
+    out.append(.startGuest)
+  }
+
+  mutating func guestSaid(_ event: Event) {
+    switch event {
+    case .guestStarted:
+      guest = .running
+      guestNote = nil
+      guestIsUp()
+    case .guestResumed:
+      if guest == .paused { guest = .running }
+      guestNote = nil
+    case .guestPaused(let why):
+      guest = .paused
+      guestNote = why
+      note("the guest is paused: \(why)", .alarm)
+    case .guestStartFailed(let why):
+      guest = .off
+      note("the guest did not start: \(why)", .alarm)
+      guestEnded(.failed, "it did not start: \(why)")
+    case .guestOff(let end):
+      let expected = guest == .stopping
+      guest = .off
+      guestNote = nil
+      expected ? guestWentOff() : guestEnded(end, "it ended by itself (\(end.rawValue))")
+    case .guestStuck(let why):
+      note("the guest does not go off: \(why); its disks are taken away", .alarm)
+      // facts: a guest in an uninterruptible wait on its mount goes as soon as the FUSE connection is aborted.
+      engine(.unmount(force: true))
+      out.append(.destroyGuest)
+    default: break
+    }
+  }
+
+  private mutating func guestIsUp() {
+    switch phase {
+    case .alone: say("the guest runs here, without a second copy in sync", .warning)
+    case .prim: say("the guest runs here, in sync with \(settings.peerName)", .notice)
+    case .frozen, .adopting: break
+    case .second, .target, .yielding, .stopped, .failed, .waiting:
+      // Somebody started it by hand on the wrong node; it has no writable disk here.
+      note("the guest was started here outside vmha and is destroyed", .alarm)
+      guest = .stopping
+      out.append(.destroyGuest)
+    case .closing:
+      guest = .stopping
+      out.append(.stopGuest)
+    }
+  }
+
+  /// The guest is off because this core wanted it.
+  private mutating func guestWentOff() {
+    switch phase {
+    case .closing(let closing) where closing.step == .guest: closingGuestOff(closing)
+    case .yielding: continueYielding()
+    case .alone where bringUp == nil && isMounted: placeGuest()
+    default: break
+    }
+  }
+
+  private mutating func guestEnded(_ end: GuestEnd, _ why: String) {
+    switch phase {
+    case .closing(let closing) where closing.step == .guest: return closingGuestOff(closing)
+    case .yielding: return continueYielding()
+    case .alone, .prim, .adopting, .frozen: break
+    default: return
+    }
+    guard wish.started else { return }
+    restarts = restarts.filter { now - $0 < settings.restartWindow }
+    guard restarts.count < settings.restartsMax else { return tooManyRestarts(why) }
+    restarts.append(now)
+    note(
+      "the guest is off: \(why); starting it again here (\(restarts.count) of \(settings.restartsMax) in "
+        + "\(settings.restartWindow.milliseconds / 3_600_000) h)", .alarm)
+    arm(.guestRetry, after: restarts.count == 1 ? .zero : MirrorSettings.guestRetryPause)
+  }
+
+  private mutating func tooManyRestarts(_ why: String) {
+    let triedBoth = gaveUpAt.map { now - $0 < settings.restartWindow } ?? false
+    if case .prim(let session) = phase, !triedBoth {
+      restarts = []
+      gaveUpAt = now
+      note("the guest is off: \(why); too many restarts here, \(settings.peerName) tries", .alarm)
+      return close(for: .handOver(session), session: session, wasAlone: false)
+    }
+    blockedBy =
+      "the guest ended \(settings.restartsMax + 1) times in "
+      + "\(settings.restartWindow.milliseconds / 3_600_000) h: \(why). 'vmha start \(settings.module)' tries again"
+    say("the guest stays off: \(blockedBy ?? "")", .alarm)
+  }
+
+  mutating func fireTimers() {
+    for kind in TimerKind.allCases {
+      guard let at = timers[kind], at <= now else { continue }
+      fire(kind)
+    }
+  }
+
+  private mutating func fire(_ kind: TimerKind) {
+    // bootWait, quiet and patience stay set: `consider` reads that they have passed. They are moved out of the wake-ups.
+    switch kind {
+    case .peerUnknown:
+      timers[kind] = nil
+      if peerAlive == nil { peerAlive = false }
+    case .ask: timers[kind] = nil
+    case .offer:
+      endOffer()
+      note("\(settings.peerName) did not take the module; starting again here", .warning)
+    case .engineStart:
+      timers[kind] = nil
+      startEngine()
+    case .guestRetry:
+      timers[kind] = nil
+      switch phase {
+      case .alone, .prim: placeGuest()
+      case .frozen, .adopting: arm(.guestRetry, after: MirrorSettings.guestRetryPause)
+      default: break
+      }
+    case .holdGuest:
+      timers[kind] = nil
+      startByOperator = false
+      if phase == .alone, !guest.isLive, bringUp == nil, isMounted {
+        note("\(settings.peerName) is not in sync yet; the guest starts where its data is", .notice)
+        startGuest()
+      }
+    case .askAnswer:
+      timers[kind] = nil
+      if let ask = openAsk { consentFailed(ask.nonce, "no answer in time") }
+    case .adopt:
+      timers[kind] = nil
+      if case .adopting(let session) = phase { sendAdopt(session) }
+    case .reconnect: timers[kind] = nil
+    case .bootWait, .quiet, .patience: break
+    }
+  }
+}

@@ -1,0 +1,311 @@
+import Model
+
+/// The mirror module's decisions on one node: roles, the right to be alone, coming back, swap, stop (docs/protocol.md).
+///
+/// A value: `handle` takes one event and the time, changes the value and returns what must be done, in order. No I/O, no
+/// clock, no random source outside its own seeded one. `persist` is a barrier for the shell (see `Directive`), so within
+/// one list "durable first, then act" is the order of the list.
+public struct MirrorModule: Sendable, Hashable {
+  /// What this node does for the module.
+  enum Phase: Sendable, Hashable {
+    /// Off by the operator's wish; the engine is down.
+    case stopped
+    /// Engine idle; looking for the peer or for a right.
+    case waiting
+    /// Primary without a session and without a right: nothing is acknowledged (R2).
+    case frozen
+    /// R4 done.
+    case alone
+    /// R8.3 done, ADOPT sent: losing the session freezes.
+    case adopting(SessionID)
+    case prim(SessionID)
+    /// R7: the peer is the source; the own guest goes off and the mount away before the copy is given up.
+    case yielding(SessionID)
+    /// Durably inconsistent, applying the source's stream.
+    case target(SessionID)
+    case second(SessionID)
+    /// The guest goes off in order, for a stop or for a swap.
+    case closing(Closing)
+    /// Cannot act safely; only the operator's start leaves this.
+    case failed
+  }
+
+  enum Goal: Sendable, Hashable {
+    case stop
+    /// R10, cold swap: the writer token goes to the peer in this session.
+    case handOver(SessionID)
+  }
+
+  enum ClosingStep: Int, Sendable, Hashable, Comparable {
+    case guest, drain, barrier, unmount, consent
+    static func < (a: ClosingStep, b: ClosingStep) -> Bool { a.rawValue < b.rawValue }
+  }
+
+  struct Closing: Sendable, Hashable {
+    var goal: Goal
+    var step: ClosingStep
+    /// The session in which both copies are in sync, nil when alone or once it is lost.
+    var session: SessionID?
+    /// R4 had been done: the mark "peer outdated" already holds.
+    var wasAlone: Bool
+  }
+
+  /// A session from its handshake until a role is taken in it.
+  struct Handshake: Sendable, Hashable {
+    var session: SessionID
+    var mine: Hello
+    var theirs: Hello?
+    /// This node is the source and waits for the target to be ready.
+    var awaitsTarget = false
+  }
+
+  /// The steps between R4 and a running guest.
+  struct BringUp: Sendable, Hashable {
+    var mounted = false
+    var synced = false
+    var policy: AcknowledgePolicy
+    /// Resync to begin as soon as the policy holds.
+    var resync: SessionID?
+  }
+
+  enum TimerKind: Sendable, Hashable, CaseIterable {
+    case peerUnknown, bootWait, ask, askAnswer, patience, offer, engineStart, reconnect, guestRetry, holdGuest, quiet,
+      adopt
+  }
+
+  public internal(set) var settings: MirrorSettings
+  var record: DurableRecord?
+  public internal(set) var wish = Wish(started: false, version: 0)
+  var phase = Phase.stopped
+  var guest = GuestState.unknown
+  var guestNote: String?
+  var engineReady = false
+  var engineStarting = false
+  /// The engine was told to look for its peer.
+  var isConnecting = false
+  /// `sessionEnded` still to come: until then whatever the engine says of a session is about one that is over (R1).
+  var endsPending = 0
+  var isMounted = false
+  var handshake: Handshake?
+  /// When the present session came up; nil = before this process.
+  var connectedAt: Instant?
+  var bringUp: BringUp?
+  /// The peer both nodes differ from without descent; kept until a session tells otherwise.
+  var splitWith: Hello?
+  var resync: ResyncProgress?
+  var resyncSession: SessionID?
+  /// nil = not known yet, in the first moments of this process.
+  var peerAlive: Bool?
+  var peerBeat: PeerBeat?
+  var openAsk: ConsentRequest?
+  /// This node cannot go on and offers the module to its in-sync peer.
+  var offers = false
+  var startByOperator = false
+  var restarts: [Instant] = []
+  var engineDeaths: [Instant] = []
+  /// When this node last handed the module over because its guest kept ending.
+  var gaveUpAt: Instant?
+  var timers: [TimerKind: Instant] = [:]
+  var blockedBy: String?
+  public internal(set) var sentence = "not loaded yet"
+  public internal(set) var sentenceSince = Instant(nanoseconds: 0)
+  var randomState: UInt64
+
+  // Scratch of one `handle`.
+  var out: [Directive] = []
+  var now = Instant(nanoseconds: 0)
+
+  public init(settings: MirrorSettings) {
+    self.settings = settings
+    randomState = settings.seed
+  }
+
+  public mutating func handle(_ event: Event, at now: Instant) -> [Directive] {
+    self.now = now
+    out = []
+    step(event)
+    // Whatever woke the core: a timer that has run out is not forgotten.
+    fireTimers()
+    consider()
+    if let next = timers.values.filter({ $0 > now }).min() { out.append(.wake(at: next)) }
+    defer { out = [] }
+    return out
+  }
+
+  private mutating func step(_ event: Event) {
+    switch event {
+    case .loaded(let record, let wish, let guest): load(record, wish, guest)
+    case .command(let command): obey(command)
+    case .wish(let wish): follow(wish)
+    case .nodeAlive: nodeAlive()
+    case .nodeLost: nodeLost()
+    case .nodeRestarted: nodeRestarted()
+    case .peerBeat(let beat): peerBeat = beat
+    case .engine(let event): engineSaid(event)
+    case .engineGone(let why): engineGone(why)
+    case .peerMessage(let session, let message): peerSaid(message, in: session)
+    case .guestStarted, .guestStartFailed, .guestOff, .guestPaused, .guestResumed, .guestStuck: guestSaid(event)
+    case .consentRequested(let request, let token):
+      let reply = consent(to: request)
+      out.append(.replyConsent(token: token, reply))
+    case .consentReplied(let reply): consentReplied(reply)
+    case .consentFailed(let nonce, let why): consentFailed(nonce, why)
+    case .persistFailed(let why): persistFailed(why)
+    case .settings(let changed):
+      let node = settings.node
+      settings = changed
+      precondition(node == changed.node, "a node cannot change its number")
+    case .timer: break
+    }
+  }
+
+  // MARK: small tools
+
+  mutating func random() -> UInt64 {
+    // SplitMix64 (Steele, Lea, Flood 2014): the state is part of the value, so a run can be replayed.
+    randomState &+= 0x9e37_79b9_7f4a_7c15
+    var z = randomState
+    z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
+    z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
+    return z ^ (z >> 31)
+  }
+
+  mutating func say(_ sentence: String, _ severity: Severity = .info, rule: String? = nil) {
+    if self.sentence == sentence { return }
+    self.sentence = sentence
+    sentenceSince = now
+    out.append(.journal(severity, Reason(sentence, rule: rule)))
+  }
+
+  mutating func note(_ sentence: String, _ severity: Severity = .info, rule: String? = nil) {
+    out.append(.journal(severity, Reason(sentence, rule: rule)))
+  }
+
+  mutating func engine(_ command: EngineCommand) {
+    guard engineReady else { return }
+    switch command {
+    case .connect:
+      if isConnecting { return }
+      isConnecting = true
+    case .endSession:
+      isConnecting = false
+      endsPending += 1
+    default: break
+    }
+    out.append(.engine(command))
+  }
+
+  /// Nothing the old engine knew holds for the next one.
+  mutating func forgetEngine() {
+    engineReady = false
+    engineStarting = false
+    isMounted = false
+    isConnecting = false
+    endsPending = 0
+  }
+
+  mutating func persist(_ change: (inout DurableRecord) -> Void) {
+    guard var next = record else { preconditionFailure("no record to change") }
+    change(&next)
+    if next == record { return }
+    record = next
+    out.append(.persist(next))
+  }
+
+  mutating func arm(_ timer: TimerKind, after delay: Duration) { timers[timer] = now + delay }
+
+  /// Arms once: a timer already running keeps its time.
+  mutating func armOnce(_ timer: TimerKind, after delay: Duration) {
+    if timers[timer] == nil { timers[timer] = now + delay }
+  }
+
+  /// In sync in this boot, and the copy is still what it was: the page cache holds all that was acknowledged.
+  var isContinuous: Bool {
+    record.map { $0.standing == .uptodate && $0.bootAtLastSync == settings.bootID } ?? false
+  }
+
+  var isAlone: Bool {
+    switch phase {
+    case .alone: true
+    case .closing(let closing): closing.wasAlone
+    default: false
+    }
+  }
+
+  /// The session in which this node has a role, or is taking one.
+  var session: SessionID? {
+    switch phase {
+    case .adopting(let s), .prim(let s), .yielding(let s), .target(let s), .second(let s): s
+    case .closing(let closing): closing.session
+    default: handshake?.session ?? resyncSession ?? bringUp?.resync
+    }
+  }
+
+  /// R1: end the session before anything that needs it to be over. Stops connecting too.
+  mutating func endSession() {
+    engine(.endSession)
+    dropSession()
+  }
+
+  mutating func dropSession() {
+    handshake = nil
+    resyncSession = nil
+    resync = nil
+    bringUp?.resync = nil
+  }
+
+  mutating func load(_ record: DurableRecord?, _ wish: Wish, _ guest: GuestState) {
+    self.record = record
+    self.wish = wish
+    self.guest = guest
+    arm(.peerUnknown, after: settings.detection)
+    if record == nil {
+      // R0: an unreadable record = not up to date, all zones. The copy can only be the target of a resync.
+      self.record = .empty
+      out.append(.persist(.empty))
+      note(
+        "the durable record of this copy is missing or unreadable: the copy is rebuilt from \(settings.peerName)",
+        .alarm, rule: "R0")
+    }
+    // An engine may have outlived an earlier vmhad: it is asked also when the module should be stopped.
+    phase = .waiting
+    startEngine()
+    say("starting: looking at the engine and for \(settings.peerName)")
+  }
+
+  mutating func startEngine() {
+    guard !engineReady, !engineStarting else { return }
+    engineStarting = true
+    out.append(.startEngine)
+  }
+
+  mutating func persistFailed(_ why: String) {
+    // R11: a node that cannot write its record sends no consent and gives up its engine; the peer uses its arbiter.
+    // What the disk holds now, the old record or the new one, only a fresh `loaded` tells: until then there is none (R0).
+    record = nil
+    fail("this node cannot write its durable record (\(why)); the module is given up here", kill: true)
+  }
+
+  mutating func fail(_ why: String, kill: Bool) {
+    phase = .failed
+    blockedBy = why
+    offers = false
+    openAsk = nil
+    bringUp = nil
+    dropSession()
+    for timer in TimerKind.allCases where timer != .peerUnknown { timers[timer] = nil }
+    if kill {
+      forgetEngine()
+      out.append(.killEngine)
+    } else {
+      engine(.endSession)
+      // A mount that stays would make this node refuse its consent.
+      if isMounted { engine(.unmount(force: true)) }
+    }
+    if guest.isLive {
+      guest = .stopping
+      out.append(.destroyGuest)
+    }
+    say(why, .alarm, rule: "R11")
+  }
+}

@@ -1,0 +1,70 @@
+import Model
+
+/// What may give the right to be alone when the peer cannot give its consent (R5).
+public enum ArbiterPolicy: String, Sendable, Codable, Hashable {
+  /// After the detection time the survivor goes on. Can split, and says so.
+  case none
+  /// Nobody: freeze until the peer consents or the operator decides.
+  case wait
+}
+
+/// Everything a module core is told once. Durations are checked when the configuration is loaded (docs/timing.md).
+public struct MirrorSettings: Sendable, Codable, Hashable {
+  public var module: ModuleName
+  public var node: NodeID
+  public var nodeName: String
+  public var peerName: String
+  public var preferred: NodeID
+  public var arbiter: ArbiterPolicy
+  /// Silence after which a node counts as lost.
+  public var detection: Duration
+  /// How long a node that was not in sync in this boot waits for its peer before policy may start it (R9: uncleanClaimDelay).
+  public var bootWait: Duration
+  /// The guest's clean shutdown may take this long, then it is forced off.
+  public var stopTimeout: Duration
+  /// Guest restarts allowed in `restartWindow` before the module is handed to the peer, or stopped.
+  public var restartsMax: Int
+  public var restartWindow: Duration
+  /// This boot of the host: the same id means that the page cache was kept (`continuous`).
+  public var bootID: String
+  /// Seeds branch ids and nonces; must be random per process.
+  public var seed: UInt64
+
+  /// Pause between two requests for the peer's consent.
+  public static let consentRetry: Duration = .seconds(1)
+  /// A request for consent without an answer counts as refused after this.
+  public static let consentAnswerMax: Duration = .seconds(5)
+  /// Under policy `none`: how much longer than the detection time a frozen primary asks a peer that is there, serves
+  /// nobody and gives no consent, before the policy decides.
+  public static let consentPatience: Duration = .seconds(7)
+  /// Pause before ADOPT is sent again.
+  public static let adoptRetry: Duration = .seconds(1)
+  /// How long a primary that lost its engine offers the module to its in-sync peer before it starts again by itself.
+  public static let offerTime: Duration = .seconds(5)
+  /// How long an operator's start waits for the preferred node to be in sync before the guest starts where its data is.
+  public static let preferredWait: Duration = .seconds(60)
+  /// Pause before an engine that died again is started again.
+  public static let engineRestartPause: Duration = .seconds(2)
+  /// Pause before a guest that could not be started is tried again.
+  public static let guestRetryPause: Duration = .seconds(2)
+
+  public init(
+    module: ModuleName, node: NodeID, nodeName: String, peerName: String, preferred: NodeID, arbiter: ArbiterPolicy,
+    detection: Duration, bootWait: Duration, stopTimeout: Duration, restartsMax: Int, restartWindow: Duration,
+    bootID: String, seed: UInt64
+  ) {
+    self.module = module
+    self.node = node
+    self.nodeName = nodeName
+    self.peerName = peerName
+    self.preferred = preferred
+    self.arbiter = arbiter
+    self.detection = detection
+    self.bootWait = bootWait
+    self.stopTimeout = stopTimeout
+    self.restartsMax = restartsMax
+    self.restartWindow = restartWindow
+    self.bootID = bootID
+    self.seed = seed
+  }
+}

@@ -1,0 +1,80 @@
+import Model
+
+/// What a module says of itself; the heartbeat, the API and the console show nothing else.
+public struct MirrorStatus: Sendable, Codable, Hashable {
+  public var state: ModuleState
+  public var readiness: Readiness
+  public var standing: Standing?
+  public var generation: Generation?
+  public var peerOutdated: RightKind?
+  public var guest: GuestState
+  public var isAlone: Bool
+  public var inSync: Bool
+  public var offers: Bool
+  public var isSplit: Bool
+  public var splitGeneration: Generation?
+  public var sentence: String
+  public var since: Instant
+  public var resync: ResyncProgress?
+}
+
+extension MirrorModule {
+  public var status: MirrorStatus {
+    let (state, readiness) = stateAndReadiness
+    return MirrorStatus(
+      state: state, readiness: splitWith != nil ? .blocked : readiness, standing: record?.standing,
+      generation: record?.generation, peerOutdated: record?.peerOutdated, guest: guest, isAlone: isAlone,
+      inSync: isInSync, offers: offers && !guest.isLive, isSplit: splitWith != nil,
+      splitGeneration: splitWith?.generation,
+      sentence: splitWith != nil
+        ? splitSentence : guestNote.map { "\(sentence); the guest is paused: \($0)" } ?? sentence,
+      since: sentenceSince, resync: resync)
+  }
+
+  private var splitSentence: String {
+    "SPLIT: both nodes wrote without the other and both copies are kept; \(sentence)"
+  }
+
+  private var isInSync: Bool {
+    switch phase {
+    case .prim, .second: true
+    default: false
+    }
+  }
+
+  private var stateAndReadiness: (ModuleState, Readiness) {
+    let guestUp: Readiness =
+      blockedBy != nil ? .blocked : guest == .running ? .ready : guest == .paused ? .blocked : .transient
+    return switch phase {
+    case .stopped: (.stop, .ready)
+    case .waiting:
+      (record.map { $0.standing == .uptodate } ?? false) && isContinuous
+        ? (.second, .transient) : (.wait, waitsForOthers ? .blocked : .transient)
+    case .frozen: (.prim, peerAlive == false && settings.arbiter == .wait ? .blocked : .transient)
+    case .alone: (.alone, guestUp)
+    case .adopting: (.prim, .transient)
+    case .prim: (.prim, guestUp)
+    case .yielding: (.wait, .transient)
+    case .target: (.second, .transient)
+    case .second: (.second, .ready)
+    case .closing(let closing): (closing.wasAlone ? .alone : .prim, .transient)
+    case .failed: (.wait, .blocked)
+    }
+  }
+
+  private var waitsForOthers: Bool {
+    guard let record, engineReady, peerAlive == false else { return false }
+    return record.standing != .uptodate || settings.arbiter == .wait
+  }
+
+  /// True while this node's engine serves, or may soon serve, a guest's writes: its disks must not be touched by others.
+  public var ownsGuest: Bool {
+    switch phase {
+    case .frozen, .alone, .adopting, .prim, .closing: true
+    default: false
+    }
+  }
+
+  /// The durable record as this core last wrote it.
+  public var durableRecord: DurableRecord? { record }
+}

@@ -1,0 +1,199 @@
+import Model
+
+/// What the operator wants of a module; durable, and the same on both nodes (the higher `version` wins).
+public struct Wish: Sendable, Codable, Hashable {
+  public var started: Bool
+  public var version: UInt64
+  public init(started: Bool, version: UInt64) {
+    self.started = started
+    self.version = version
+  }
+}
+
+/// The guest as libvirt reports it.
+public enum GuestState: String, Sendable, Codable, Hashable {
+  case unknown, off, starting, running, stopping, paused
+  /// May still write to its disks.
+  public var isLive: Bool { self != .off }
+}
+
+/// Why a guest is off.
+public enum GuestEnd: String, Sendable, Codable, Hashable {
+  /// It shut itself down, or did as vmha asked.
+  case shutdown
+  /// It was destroyed.
+  case destroyed
+  /// QEMU died, or libvirt gave up on it.
+  case failed
+}
+
+/// What one node tells the other about a module when a session begins (R7).
+public struct Hello: Sendable, Codable, Hashable {
+  public var node: NodeID
+  public var generation: Generation
+  public var history: [BranchID]
+  public var standing: Standing
+  public var claim: BranchID?
+  public var isAlone: Bool
+  public var guestRunning: Bool
+  /// In sync in this boot: the page cache was kept.
+  public var continuous: Bool
+  public var wroteLast: Bool
+
+  public init(node: NodeID, record: DurableRecord, isAlone: Bool, guestRunning: Bool, continuous: Bool) {
+    self.node = node
+    generation = record.generation
+    history = record.history
+    standing = record.standing
+    claim = record.claim
+    self.isAlone = isAlone
+    self.guestRunning = guestRunning
+    self.continuous = continuous
+    wroteLast = record.wroteLast
+  }
+}
+
+/// Messages between the two cores of a module, in order with the data of their session.
+public enum PeerMessage: Sendable, Codable, Hashable {
+  case hello(Hello)
+  /// R7: the target's guest is off and it is durably inconsistent; this is its consent.
+  case targetReady(claim: BranchID?)
+  /// R8.4. Repeatable in its session.
+  case adopt(Generation, history: [BranchID])
+  /// R8.5
+  case adopted
+  /// R10: the writer token.
+  case token
+}
+
+/// R5, over the control link, outside any session.
+public struct ConsentRequest: Sendable, Codable, Hashable {
+  public var nonce: UInt64
+  public var node: NodeID
+  public var generation: Generation
+  public var history: [BranchID]
+  public var guestRunning: Bool
+  /// The asker stops cleanly: the granter follows it.
+  public var stopping: Bool
+
+  public init(
+    nonce: UInt64, node: NodeID, generation: Generation, history: [BranchID], guestRunning: Bool, stopping: Bool
+  ) {
+    self.nonce = nonce
+    self.node = node
+    self.generation = generation
+    self.history = history
+    self.guestRunning = guestRunning
+    self.stopping = stopping
+  }
+}
+
+public enum ConsentReply: Sendable, Codable, Hashable {
+  case granted(nonce: UInt64, generation: Generation, claim: BranchID?)
+  case refused(nonce: UInt64, why: String)
+}
+
+/// The peer's module as its heartbeat tells it.
+public struct PeerBeat: Sendable, Codable, Hashable {
+  public var state: ModuleState
+  public var readiness: Readiness
+  public var standing: Standing
+  public var generation: Generation
+  public var guestRunning: Bool
+  /// It cannot go on and asks this node to take the module.
+  public var offers: Bool
+  public init(
+    state: ModuleState, readiness: Readiness, standing: Standing, generation: Generation, guestRunning: Bool,
+    offers: Bool
+  ) {
+    self.state = state
+    self.readiness = readiness
+    self.standing = standing
+    self.generation = generation
+    self.guestRunning = guestRunning
+    self.offers = offers
+  }
+
+  /// It serves a guest, or is about to.
+  var isPrimary: Bool { state == .alone || state == .prim || guestRunning }
+}
+
+/// An operator's command; `id` comes back in the answer.
+public struct Command: Sendable, Codable, Hashable {
+  public enum Verb: Sendable, Codable, Hashable {
+    case start(force: Bool)
+    case stop
+    case swap
+  }
+  public var id: UInt64
+  public var verb: Verb
+  /// The wish this command leaves behind, made by the node that took it (swap: the present one).
+  public var wishVersion: UInt64
+  public init(id: UInt64, verb: Verb, wishVersion: UInt64) {
+    self.id = id
+    self.verb = verb
+    self.wishVersion = wishVersion
+  }
+}
+
+public enum Answer: Sendable, Codable, Hashable {
+  case accepted(String)
+  case refused(what: String, why: String, next: String)
+}
+
+public enum Event: Sendable, Codable, Hashable {
+  /// First event of a core's life, once the shell has read what is on disk. No record = nothing usable here yet.
+  case loaded(record: DurableRecord?, wish: Wish, guest: GuestState)
+  case command(Command)
+  /// A newer wish of the peer's operator, learned when the nodes met again.
+  case wish(Wish)
+  case nodeAlive
+  case nodeLost
+  /// The peer's boot id changed: whatever it held in memory is gone.
+  case nodeRestarted
+  case peerBeat(PeerBeat)
+  case engine(EngineEvent)
+  case engineGone(why: String)
+  case peerMessage(SessionID, PeerMessage)
+  case guestStarted
+  case guestStartFailed(why: String)
+  case guestOff(GuestEnd)
+  case guestPaused(why: String)
+  case guestResumed
+  /// The guest could not be stopped or destroyed in time.
+  case guestStuck(why: String)
+  case consentRequested(ConsentRequest, token: UInt64)
+  case consentReplied(ConsentReply)
+  case consentFailed(nonce: UInt64, why: String)
+  /// Nothing after the failed `persist` of that list was executed. Comes before any other event: until it is handled the
+  /// core believes what it wrote. Only a fresh core and `loaded` end the state it leads to.
+  case persistFailed(why: String)
+  /// Changed configuration, re-read without a restart.
+  case settings(MirrorSettings)
+  case timer
+}
+
+public enum Severity: String, Sendable, Codable, Hashable {
+  case info, notice, warning, alarm
+}
+
+/// Executed strictly in order. `persist` is a barrier: what follows it in the list runs only when it is durable.
+public enum Directive: Sendable, Codable, Hashable {
+  case persist(DurableRecord)
+  case persistWish(Wish)
+  case startEngine
+  /// SIGKILL, for an engine that must not act any more.
+  case killEngine
+  case engine(EngineCommand)
+  case sendPeer(SessionID, PeerMessage)
+  case startGuest
+  /// ACPI, then forced after `stopTimeout`. Answered by `guestOff` or `guestStuck`.
+  case stopGuest
+  /// Answered by `guestOff` or `guestStuck`.
+  case destroyGuest
+  case askConsent(ConsentRequest)
+  case replyConsent(token: UInt64, ConsentReply)
+  case answer(commandID: UInt64, Answer)
+  case journal(Severity, Reason)
+  case wake(at: Instant)
+}

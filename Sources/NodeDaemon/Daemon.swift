@@ -1,0 +1,382 @@
+import ControlAPI
+import FoundationEssentials
+import Glibc
+import HostSystem
+import MirrorModule
+import Model
+import ModuleConfig
+import Replication
+import SecureLinks
+import Synchronization
+import VirtualMachines
+
+/// vmhad: the two nodes' heartbeat, one runner per module, the peer's requests and the operator's.
+///
+/// It interprets what the cores direct and never decides about roles itself. Its end or crash touches no guest: engines and
+/// guests go on, and the next vmhad takes them over.
+public final class Daemon: ModuleSurroundings, Sendable {
+  /// A consent, or the peer's word that there is none, must come within this.
+  static let consentTimeout: Duration = .seconds(2)
+  /// How often the peer's account of the modules and the engines' reports are fetched.
+  static let reportEvery: Duration = .seconds(1)
+  static let reportTimeout: Duration = .seconds(2)
+
+  struct KnownLink: Sendable {
+    var state: LinkState
+    var since: WallTime
+  }
+
+  struct State: Sendable {
+    var membership: ClusterMembership?
+    var cluster: ClusterConfiguration? { membership?.configuration }
+    var node: NodeID { membership?.node.id ?? .first }
+    var nodeName: String
+    var bootID: String
+    var startedAt = WallTime.now()
+    var runners: [ModuleName: ModuleRunner] = [:]
+    var peerAlive: Bool?
+    var peerSince: WallTime?
+    var peerBoot: String?
+    var links: [String: KnownLink] = [:]
+    var peerReports: [ModuleName: ModuleReport] = [:]
+    var heartbeatWarnings: [StatusWarning] = []
+    var services: ClusterServices?
+    var adoption: Adoption?
+  }
+
+  public let paths: HostPaths
+  let launcher: EngineLauncher
+  let journal: EventJournal
+  let hypervisor: any Hypervisor
+  let operations = Operations()
+  let state: Mutex<State>
+  let hooks: EventHooks
+  private let lateChecks = Mutex<ModuleChecks?>(nil)
+  private let lateSetup = Mutex<ClusterSetup?>(nil)
+  private let isOver = Monitor(false)
+
+  /// `executables` is the folder that holds vmha-replicad.
+  public init(paths: HostPaths, executables: String) throws {
+    self.paths = paths
+    launcher = EngineLauncher(paths: paths, executable: "\(executables)/vmha-replicad")
+    try Self.makeFolders(paths)
+    let name = try hostName()
+    journal = try EventJournal(path: paths.journalFile, node: name) { print("vmhad: journal: \($0)") }
+    let journal = journal
+    hypervisor = try LibvirtHypervisor(uri: "qemu:///system")
+    hooks = try EventHooks(paths: paths) { [journal] text in
+      journal.append(
+        JournalEvent(
+          monotonicNanoseconds: monotonicNow().nanoseconds, node: name, kind: .hook, severity: .warning, sentence: text)
+      )
+    }
+    state = Mutex(State(nodeName: name, bootID: try HostSystem.bootID()))
+    let setup = try ClusterSetup(paths: paths) { [weak self] in self?.membershipChanged($0) }
+    lateSetup.withLock { $0 = setup }
+    let checks = ModuleChecks { [weak self] in self?.moduleConfigurations ?? [] }
+    lateChecks.withLock { $0 = checks }
+  }
+
+  private static func makeFolders(_ paths: HostPaths) throws {
+    for (path, mode) in [
+      (paths.configuration, 0o755), (paths.modules, 0o755), (paths.eventHooks, 0o755), (paths.state, 0o700),
+      ("\(paths.state)/modules", 0o700), (paths.runtime, 0o755), ("\(paths.runtime)/engines", 0o700),
+      ("\(paths.runtime)/permits", 0o755),
+    ] as [(String, mode_t)] { try DurableFile.makeFolder(path, mode: mode) }
+  }
+
+  var checks: ModuleChecks {
+    guard let checks = lateChecks.withLock({ $0 }) else { preconditionFailure("set in init") }
+    return checks
+  }
+
+  var clusterSetup: ClusterSetup {
+    guard let setup = lateSetup.withLock({ $0 }) else { preconditionFailure("set in init") }
+    return setup
+  }
+
+  func snapshot() -> State { state.withLock { $0 } }
+  var moduleConfigurations: [ModuleConfiguration] { snapshot().runners.values.map(\.configuration) }
+  func runner(_ name: ModuleName) -> ModuleRunner? { state.withLock { $0.runners[name] } }
+  var nodeName: String { state.withLock { $0.nodeName } }
+  var peerAlive: Bool? { state.withLock { $0.peerAlive } }
+  var peerName: String {
+    state.withLock { state in state.cluster?.node(state.node.peer)?.name ?? "the other node" }
+  }
+
+  // MARK: life
+
+  /// Brings everything up that the configuration on disk names; then requests may come.
+  public func start() throws {
+    record(.daemon, .notice, "vmhad \(Self.version) started")
+    hypervisor.setEventHandler { [weak self] in self?.hypervisorSaid($0) }
+    if let membership = try ClusterMembership.load(paths) { try enter(membership) }
+    try checks.start()
+    try HostThread.start(name: "reports") { self.exchangeReports() }
+  }
+
+  /// Lets go of everything: guests and engines go on without this process.
+  public func stop() {
+    isOver.withLock { $0 = true }
+    checks.stop()
+    let view = snapshot()
+    view.services?.stop()
+    for runner in view.runners.values { runner.detach() }
+    record(.daemon, .notice, "vmhad stops; guests and engines go on")
+    journal.close()
+  }
+
+  /// This host has become a member, or cluster.xml is another one.
+  func membershipChanged(_ membership: ClusterMembership) {
+    do {
+      let services = state.withLock { state in
+        state.membership = membership
+        state.nodeName = membership.node.name
+        return state.services
+      }
+      if let services { follow(membership, services) } else { try enter(membership) }
+    } catch { record(.cluster, .error, "the change of the cluster is not in force: \(error); restart vmhad") }
+  }
+
+  private func follow(_ membership: ClusterMembership, _ services: ClusterServices) {
+    services.use(membership)
+    for runner in snapshot().runners.values { runner.reconfigure(runner.configuration) }
+    let cluster = membership.configuration
+    record(.cluster, .notice, "cluster '\(cluster.name)', revision \(cluster.revision), is in force")
+  }
+
+  private func enter(_ membership: ClusterMembership) throws {
+    state.withLock {
+      $0.membership = membership
+      $0.nodeName = membership.node.name
+    }
+    let services = try ClusterServices(membership, daemon: self)
+    state.withLock { $0.services = services }
+    let unfinished = try Adoption.unfinished(paths: paths)
+    for name in try moduleNamesOnDisk() {
+      if let kind = unfinished[name] {
+        // Half moved: nothing of it may run before the command was repeated.
+        record(.adoption, .error, "'vmha \(kind) \(name)' was interrupted: repeat it to complete it", module: name.text)
+        continue
+      }
+      do {
+        let file = paths.moduleFile(name)
+        try bringUp(ModuleConfiguration(xml: DurableFile.read(file), file: file))
+      } catch { record(.daemon, .error, "module \(name) cannot be loaded: \(error)", module: name.text) }
+    }
+    try services.listen(membership, daemon: self)
+    record(.cluster, .notice, "node '\(membership.node.name)' of cluster '\(membership.configuration.name)'")
+  }
+
+  private func moduleNamesOnDisk() throws -> [ModuleName] {
+    try FileManager.default.contentsOfDirectory(atPath: paths.modules).compactMap { ModuleName($0) }
+      .filter { access(paths.moduleFile($0), F_OK) == 0 }.sorted()
+  }
+
+  /// A module's runner from its configuration; its core begins as soon as libvirt has told what the guest does.
+  @discardableResult
+  func bringUp(_ configuration: ModuleConfiguration) throws -> ModuleRunner {
+    if let runner = runner(configuration.name) {
+      runner.reconfigure(configuration)
+      return runner
+    }
+    let keeper = try GuestKeeper(
+      paths: paths, configuration: configuration, nodeName: nodeName, hypervisor: hypervisor,
+      tell: { [weak self] severity, text in
+        self?.record(.decision, severityWord(severity), text, module: configuration.name.text)
+      })
+    let runner = try ModuleRunner(configuration: configuration, surroundings: self, keeper: keeper)
+    state.withLock { $0.runners[configuration.name] = runner }
+    try HostThread.start(name: "load-\(configuration.name)") {
+      runner.load(peerAlive: self.state.withLock { $0.peerAlive })
+      self.publishBeats()
+    }
+    return runner
+  }
+
+  func dropModule(_ name: ModuleName) {
+    let runner = state.withLock { state in
+      state.peerReports[name] = nil
+      return state.runners.removeValue(forKey: name)
+    }
+    runner?.remove()
+    publishBeats()
+  }
+
+  // MARK: the cores' surroundings
+
+  func askPeer(_ request: ConsentRequest, module: ModuleName) throws -> ConsentReply {
+    guard case .consent(let reply) = try callPeer(.consent(module, request), timeout: Self.consentTimeout) else {
+      throw HostError(.invalid, "peer.consent", path: module.text, "the peer's answer was not one")
+    }
+    return reply
+  }
+
+  func journal(_ severity: CoreSeverity, _ reason: Reason, module: ModuleName) {
+    record(.decision, severityWord(severity), reason.sentence, module: module.text, rule: reason.rule)
+  }
+
+  func record(
+    _ kind: EventKind, _ severity: ControlAPI.Severity, _ sentence: String, module: String? = nil, rule: String? = nil,
+    details: [String: String] = [:]
+  ) {
+    journal.append(
+      JournalEvent(
+        monotonicNanoseconds: monotonicNow().nanoseconds, node: nodeName, module: module, kind: kind,
+        severity: severity, rule: rule, sentence: sentence, details: details))
+  }
+
+  func mirrorSettings(_ module: ModuleConfiguration, seed: UInt64) -> MirrorSettings {
+    let view = snapshot()
+    guard let cluster = view.cluster else { preconditionFailure("modules exist only in a cluster") }
+    // `boot=wait`: the policy counts at run time only; a boot without the peer waits as long as the operator lets it.
+    let bootWait = cluster.bootPolicy == .wait ? Duration.seconds(365 * 86_400) : cluster.bootWait
+    return MirrorSettings(
+      module: module.name, node: view.node, nodeName: view.nodeName, peerName: peerName,
+      preferred: module.preferredNode,
+      arbiter: cluster.arbiter == .policyNone ? .none : .wait, detection: cluster.detection, bootWait: bootWait,
+      stopTimeout: module.stopTimeout, restartsMax: module.restartsMax, restartWindow: module.restartWindow,
+      bootID: view.bootID, seed: seed)
+  }
+
+  func engineConfiguration(_ module: ModuleConfiguration) -> EngineConfiguration {
+    let view = snapshot()
+    guard let cluster = view.cluster else { preconditionFailure("modules exist only in a cluster") }
+    let links = cluster.replicationLinks.compactMap { link -> EngineLink? in
+      guard let mine = link.addresses[view.node], let peers = link.addresses[view.node.peer] else { return nil }
+      return EngineLink(name: link.name, localAddress: mine, peerAddress: peers)
+    }
+    return EngineConfiguration(
+      module: module.name, node: view.node, peerName: peerName, port: ClusterPorts.engine(module.number), links: links,
+      backingDirectory: module.backingDirectory, mountPoint: module.mountPoint, authorityFile: paths.authorityFile,
+      certificateFile: paths.nodeCertificateFile, keyFile: paths.nodeKeyFile, silenceMax: cluster.detection,
+      keepalive: cluster.pulse)
+  }
+
+  func moduleChanged(_ module: ModuleName, from old: CoreStatus?, to new: CoreStatus) {
+    for event in Milestones.between(old, new) {
+      record(event.kind, event.severity, event.sentence, module: module.text, details: event.details)
+    }
+    if old?.state != new.state || old?.readiness != new.readiness {
+      hooks.stateChanged(
+        EventHooks.Change(
+          module: module, node: nodeName, from: old?.state.rawValue ?? "", to: new.state.rawValue,
+          readiness: new.readiness.rawValue, sentence: new.sentence))
+    }
+    publishBeats()
+  }
+
+  private func hypervisorSaid(_ event: HypervisorEvent) {
+    switch event {
+    case .started(let domain, _), .suspended(let domain, _), .resumed(let domain), .shuttingDown(let domain),
+      .stopped(let domain, _), .crashed(let domain), .diskError(let domain, _, _, _, _):
+      if let name = ModuleName(domain.name) { runner(name)?.hypervisorSaid(event) }
+    case .defined, .undefined: break
+    case .connectionLost(let why): record(.daemon, .warning, "libvirt does not answer: \(why)")
+    case .connectionRestored:
+      record(.daemon, .notice, "libvirt answers again")
+      for runner in snapshot().runners.values { runner.hypervisorSaid(event) }
+    }
+  }
+
+  func hypervisorDown() -> String? {
+    let connection = hypervisor.connection
+    return connection.isUp ? nil : connection.why
+  }
+
+  // MARK: the peer
+
+  func peerChanged(alive: Bool) {
+    let (runners, name) = state.withLock { state in
+      state.peerAlive = alive
+      state.peerSince = .now()
+      return (Array(state.runners.values), state.cluster?.node(state.node.peer)?.name ?? "the other node")
+    }
+    record(
+      alive ? .nodeUp : .nodeLost, alive ? .notice : .error,
+      alive ? "\(name) is here" : "\(name) is lost: silent on every link")
+    for runner in runners { runner.push(alive ? .nodeAlive : .nodeLost) }
+    if !alive { state.withLock { $0.services }?.channel.dropConnections() }
+    if alive {
+      exchangeWishes()
+      reconcileWhenMet()
+    }
+  }
+
+  private func reconcileWhenMet() {
+    do { try HostThread.start(name: "reconcile") { self.reconcileCluster() } } catch {
+      record(.cluster, .warning, "\(error)")
+    }
+  }
+
+  func peerRestarted(boot: String) {
+    let runners = state.withLock { state in
+      state.peerBoot = boot
+      return Array(state.runners.values)
+    }
+    for runner in runners { runner.push(.nodeRestarted) }
+    exchangeWishes()
+  }
+
+  func linkChanged(_ link: String, _ linkState: LinkState, _ why: String) {
+    state.withLock { $0.links[link] = KnownLink(state: linkState, since: .now()) }
+    record(
+      .link, linkState == .up ? .notice : .warning,
+      "link \(link): \(linkState.rawValue)" + (why.isEmpty ? "" : " (\(why))"),
+      details: ["link": link])
+  }
+
+  func callPeer(_ request: PeerRequest, timeout: Duration) throws -> PeerReply {
+    guard let services = state.withLock({ $0.services }) else { throw ControlError.noCluster() }
+    let bytes = try services.channel.call(Data(JSONEncoder().encode(request)), timeout: timeout)
+    let reply = try JSONDecoder().decode(PeerReply.self, from: bytes)
+    if case .failed(let why) = reply { throw HostError(.invalid, "peer", path: peerName, why) }
+    return reply
+  }
+
+  /// The operator's wishes meet: on each module the newer one holds on both nodes.
+  func exchangeWishes() {
+    let mine = snapshot().runners.mapValues(\.wish)
+    guard !mine.isEmpty else { return }
+    do {
+      try HostThread.start(name: "wishes") {
+        do {
+          guard case .wishes(let theirs) = try self.callPeer(.wishes(mine), timeout: .seconds(5)) else { return }
+          self.follow(theirs)
+        } catch { self.record(.daemon, .warning, "the wishes for the modules were not exchanged: \(error)") }
+      }
+    } catch { record(.daemon, .warning, "\(error)") }
+  }
+
+  func follow(_ wishes: [ModuleName: Wish]) {
+    for (name, wish) in wishes { runner(name)?.push(.wish(wish)) }
+  }
+
+  private func exchangeReports() {
+    while isOver.wait(timeout: Self.reportEvery, until: { $0 ? true : nil }) == nil {
+      let view = snapshot()
+      for runner in view.runners.values { runner.askEngineForReport() }
+      guard view.peerAlive == true, !view.runners.isEmpty else { continue }
+      // A failure here shows as `current: false` once the heartbeat is gone; it is no news of its own.
+      guard case .report(let reports)? = try? callPeer(.report, timeout: Self.reportTimeout) else { continue }
+      state.withLock { state in
+        for report in reports { state.peerReports[report.module] = report }
+      }
+      // A wish given to one node while the other could not be told must not wait for them to meet anew.
+      for report in reports {
+        if let runner = runner(report.module), report.wish.version > runner.wish.version {
+          runner.push(.wish(report.wish))
+        }
+      }
+    }
+  }
+
+  func ownReports() -> [ModuleReport] {
+    snapshot().runners.values.map { runner in
+      let status = runner.status
+      return ModuleReport(
+        module: runner.module, status: status, wish: runner.wish, since: wallTime(of: status.since),
+        engine: runner.engineReport)
+    }
+  }
+}

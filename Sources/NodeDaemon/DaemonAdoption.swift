@@ -1,0 +1,228 @@
+import ControlAPI
+import HostSystem
+import MirrorModule
+import Model
+import ModuleConfig
+import Synchronization
+import VirtualMachines
+
+// `vmha add` and `vmha remove`: `Adoption` does the work; here it meets the modules, the peer and the API.
+extension Daemon {
+  static let adoptionPeerTimeout: Duration = .seconds(60)
+
+  public func planAdd(_ request: AddRequest) async throws -> AddPlan {
+    try await onThread {
+      let (adoption, wanted) = try self.prepareAdd(request)
+      return try self.inWords { Self.planWords(try adoption.planAdd(wanted)) }
+    }
+  }
+
+  public func add(_ request: AddRequest) async throws -> OperationID {
+    try await onThread {
+      let (adoption, wanted) = try self.prepareAdd(request)
+      let plan = try self.inWords { try adoption.planAdd(wanted) }
+      guard plan.isPossible else { throw Self.checksFailed(request.name, plan) }
+      let id = try self.operations.begin(.add, module: request.name, sentence: "adding \(request.name)")
+      self.record(.adoption, .notice, "add by the operator", module: request.name)
+      try self.inBackground(id, done: "\(request.name) is protected; start it with: vmha start \(request.name)") {
+        progress in
+        try adoption.add(wanted, progress: progress)
+        try self.serveModule(request.name)
+      }
+      return id
+    }
+  }
+
+  public func remove(_ name: String, purgeCopy: Bool) async throws -> OperationID {
+    try await onThread {
+      guard self.snapshot().cluster != nil else { throw ControlError.noCluster() }
+      guard let valid = ModuleName(name) else { throw ControlError.noSuchModule(name) }
+      try self.refuseUnlessStopped(valid)
+      let adoption = try self.adoption()
+      let request = RemovalRequest(name: name, purgeCopy: purgeCopy, standing: self.runner(valid)?.status.standing)
+      let plan = try self.inWords { try adoption.planRemove(request) }
+      guard plan.isPossible else { throw Self.checksFailed(name, plan) }
+      let id = try self.operations.begin(.remove, module: name, sentence: "removing \(name)")
+      self.record(.adoption, .notice, "remove by the operator", module: name)
+      try self.inBackground(id, done: "\(name) is a plain VM of libvirt again; start it with: virsh start \(name)") {
+        progress in
+        try adoption.remove(request, progress: progress)
+      }
+      return id
+    }
+  }
+
+  func serveAdoption(_ request: AdoptionPeerRequest) throws -> AdoptionPeerReply {
+    guard let membership = snapshot().membership else { throw ControlError.noCluster() }
+    return AdoptionPeerHandler(
+      paths: paths, node: membership.node.id, hypervisor: hypervisor,
+      didInstall: { try self.installed($0) }, willWithdraw: { try self.withdrawn($0) }
+    ).handle(request)
+  }
+
+  // MARK: pieces
+
+  private func prepareAdd(_ request: AddRequest) throws -> (Adoption, AdoptionRequest) {
+    guard let cluster = snapshot().cluster else { throw ControlError.noCluster() }
+    if let name = ModuleName(request.name), runner(name) != nil {
+      throw ControlError(
+        .refused, "\(request.name) is protected already", why: "it is a module of this cluster",
+        next: "see: vmha status \(request.name)")
+    }
+    var preferred: NodeID?
+    if let node = request.preferredNode {
+      guard let known = cluster.node(named: node) else {
+        throw ControlError(
+          .invalidRequest, "there is no node '\(node)'",
+          why: "the nodes are " + cluster.nodes.map(\.name).joined(separator: ", "), next: "see: vmha cluster show")
+      }
+      preferred = known.id
+    }
+    return (try adoption(), AdoptionRequest(name: request.name, preferredNode: preferred, directory: request.directory))
+  }
+
+  /// One for the life of the daemon: it does one thing at a time.
+  private func adoption() throws -> Adoption {
+    guard let membership = snapshot().membership else { throw ControlError.noCluster() }
+    return state.withLock { state in
+      if let adoption = state.adoption { return adoption }
+      let adoption = newAdoption(membership)
+      state.adoption = adoption
+      return adoption
+    }
+  }
+
+  private func newAdoption(_ membership: ClusterMembership) -> Adoption {
+    Adoption(
+      paths: paths, node: membership.node.id, hypervisor: hypervisor,
+      actions: AdoptionActions(
+        peer: { request in
+          guard case .adoption(let reply) = try self.callPeer(.adoption(request), timeout: Self.adoptionPeerTimeout)
+          else {
+            throw HostError(.invalid, "peer.adoption", path: self.peerName, "the peer's answer was not one")
+          }
+          return reply
+        },
+        createRecord: { try self.createRecord($0) }, discardRecord: { try self.discardRecord($0) }))
+  }
+
+  /// The first record: this node has everything, the other copy is empty, so this node may start at once (R5 standing).
+  private func createRecord(_ module: ModuleConfiguration) throws {
+    let store = ModuleStore(paths: paths, module: module.name)
+    if case .valid = store.readRecord() { return }
+    var record = DurableRecord(
+      generation: Generation(number: 1, branch: BranchID(rawValue: randomUInt64())), standing: .uptodate)
+    record.peerOutdated = .consent
+    record.wroteLast = true
+    try store.write(record)
+    try store.write(Wish(started: false, version: 0))
+  }
+
+  private func discardRecord(_ name: ModuleName) throws {
+    dropModule(name)
+    try ModuleStore(paths: paths, module: name).removeAll()
+  }
+
+  private func serveModule(_ name: String) throws {
+    guard let valid = ModuleName(name) else { return }
+    let file = paths.moduleFile(valid)
+    try bringUp(ModuleConfiguration(xml: DurableFile.read(file), file: file))
+  }
+
+  /// The other node has added a VM: this copy is empty until it was resynchronised.
+  private func installed(_ module: ModuleConfiguration) throws {
+    if runner(module.name) == nil {
+      let store = ModuleStore(paths: paths, module: module.name)
+      try store.write(.empty)
+      try store.write(Wish(started: false, version: 0))
+      record(
+        .adoption, .notice, "the other node protects this VM; its copy here is empty until it is resynchronised",
+        module: module.name.text)
+    }
+    try bringUp(module)
+  }
+
+  private func withdrawn(_ name: ModuleName) throws {
+    if let runner = runner(name), runner.status.state != .stop {
+      throw AdoptionError(
+        .conflict, what: "\(name) is not removed", why: "it is \(runner.status.state.rawValue) on \(nodeName)",
+        next: "stop it first: vmha stop \(name)")
+    }
+    try discardRecord(name)
+  }
+
+  private func refuseUnlessStopped(_ name: ModuleName) throws {
+    guard let runner = runner(name) else { return }
+    let states = [(nodeName, runner.status.state)] + [(peerName, snapshot().peerReports[name]?.status.state ?? .stop)]
+    for (node, state) in states where state != .stop {
+      throw ControlError(
+        .refused, "\(name) is not removed", why: "it is \(state.rawValue) on \(node)",
+        next: "stop it first: vmha stop \(name)")
+    }
+  }
+
+  private func inBackground(
+    _ id: OperationID, done: String, _ work: @escaping @Sendable (@escaping (AdoptionProgress) -> Void) throws -> Void
+  ) throws {
+    let operations = operations
+    let module = try operations.status(id).module
+    try HostThread.start(name: "adoption", stackBytes: 1 << 20) {
+      do {
+        try self.inWords {
+          try work { operations.progress(id, $0.sentence, done: $0.bytesDone, total: $0.bytesTotal) }
+        }
+        operations.finish(id, done)
+        self.record(.adoption, .notice, done, module: module)
+      } catch {
+        let error =
+          error as? ControlError
+          ?? ControlError(.failed, "\(module): it failed", why: "\(error)", next: "repeat the command")
+        operations.finish(id, error.message, error: error)
+        self.record(.adoption, .error, "\(error.message): \(error.why ?? "")", module: module)
+      }
+    }
+  }
+
+  // MARK: words
+
+  private static func planWords(_ plan: AdoptionPlan) -> AddPlan {
+    AddPlan(
+      name: plan.name, number: plan.number?.rawValue, findings: plan.findings.map(findingWords),
+      steps: plan.work?.steps.map(\.sentence) ?? [], bytesToCopy: plan.work?.bytesToCopy ?? 0)
+  }
+
+  private static func findingWords(_ finding: AdoptionFinding) -> AddPlan.Finding {
+    let severity: ControlAPI.Severity =
+      switch finding.severity {
+      case .error: .error
+      case .warning: .warning
+      case .info: .info
+      }
+    return AddPlan.Finding(severity, finding.what, whatToDo: finding.whatToDo)
+  }
+
+  private static func checksFailed(_ name: String, _ plan: AdoptionPlan) -> ControlError {
+    let errors = plan.findings.filter { $0.severity == .error }
+    return ControlError(
+      .checksFailed,
+      "\(name): the checks found \(errors.count) error\(errors.count == 1 ? "" : "s"); nothing was changed",
+      why: errors.first?.what, next: errors.first?.whatToDo, details: errors.map(\.description))
+  }
+
+  private func inWords<Result>(_ work: () throws -> Result) throws -> Result {
+    do { return try work() } catch let error as AdoptionError {
+      let code: ControlError.Code =
+        switch error.code {
+        case .busy: .busy
+        case .refused, .conflict: .refused
+        case .peer: .peerUnreachable
+        default: .failed
+        }
+      throw ControlError(code, error.what, why: error.why, next: error.next)
+    } catch let error as HypervisorError {
+      throw ControlError(
+        error.code == .noSuchDomain ? .noSuchVM : .hypervisorUnavailable, error.message, why: "\(error)",
+        next: error.next)
+    }
+  }
+}

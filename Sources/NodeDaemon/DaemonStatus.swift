@@ -1,0 +1,167 @@
+import ControlAPI
+import FoundationEssentials
+import HostSystem
+import MirrorModule
+import Model
+import ModuleConfig
+import Replication
+import SecureLinks
+
+// What vmhad knows, in the words of the API. Never waits for anybody.
+extension Daemon {
+  public static var version: String { ProductVersion.text }
+
+  func clusterStatus() -> ClusterStatus {
+    let view = snapshot()
+    var status = ClusterStatus(
+      version: Self.version, time: .now(), cluster: view.cluster.map(identity), thisNode: view.nodeName)
+    guard let cluster = view.cluster else {
+      status.warnings = [
+        StatusWarning(
+          "this host belongs to no cluster", whatToDo: "vmha cluster init --help, or vmha cluster join --help")
+      ]
+      return status
+    }
+    status.nodes = cluster.nodes.map { nodeStatus($0, view) }
+    status.links = cluster.links.map { linkStatus($0, cluster, view) }
+    status.arbiter = arbiterText(cluster)
+    status.modules = view.runners.values.sorted { $0.configuration.number < $1.configuration.number }
+      .map { moduleStatus($0, cluster, view) }
+    status.warnings = warnings(cluster, view, status)
+    return status
+  }
+
+  func identity(_ cluster: ClusterConfiguration) -> ClusterIdentity {
+    ClusterIdentity(name: cluster.name, uuid: cluster.uuid, revision: cluster.revision)
+  }
+
+  func arbiterText(_ cluster: ClusterConfiguration) -> String {
+    let seconds = secondsText(cluster.detection)
+    return switch cluster.arbiter {
+    case .policyNone: "policy=none: goes on alone \(seconds) after the other node fell silent; can split"
+    case .wait: "wait: freezes until the other node consents or the operator decides"
+    }
+  }
+
+  private func nodeStatus(_ node: ClusterNode, _ view: Daemon.State) -> NodeStatus {
+    if node.id == view.node {
+      return NodeStatus(name: node.name, id: node.id, reachable: true, since: view.startedAt, boot: view.bootID)
+    }
+    return NodeStatus(
+      name: node.name, id: node.id, reachable: view.peerAlive == true, since: view.peerSince, boot: view.peerBoot)
+  }
+
+  private func linkStatus(_ link: ClusterLink, _ cluster: ClusterConfiguration, _ view: Daemon.State) -> LinkStatus {
+    let known = view.links[link.name]
+    var addresses: [String: String] = [:]
+    for node in cluster.nodes { addresses[node.name] = link.addresses[node.id] }
+    return LinkStatus(
+      name: link.name, addresses: addresses, state: known?.state ?? .lost, since: known?.since,
+      replication: link.replication)
+  }
+
+  func moduleStatus(_ runner: ModuleRunner, _ cluster: ClusterConfiguration, _ view: Daemon.State) -> ModuleStatus {
+    let configuration = runner.configuration
+    let mine = runner.status
+    var nodes: [ModuleNodeStatus] = []
+    for node in cluster.nodes {
+      if node.id == view.node {
+        nodes.append(
+          nodeEntry(node, mine, current: runner.isLoaded, since: wallTime(of: mine.since), runner.engineReport))
+      } else if let report = view.peerReports[configuration.name] {
+        nodes.append(
+          nodeEntry(
+            node, report.status, current: view.peerAlive == true, since: report.since,
+            report.engine))
+      } else {
+        nodes.append(
+          ModuleNodeStatus(
+            node: node.name, id: node.id, current: false, state: .stop, readiness: .blocked, standing: nil,
+            generation: nil, guest: .unknown, sentence: "nothing is known of it since vmhad started here", since: nil))
+      }
+    }
+    shareResync(&nodes)
+    var status = ModuleStatus(
+      name: configuration.name.text, number: configuration.number.rawValue,
+      preferredNode: cluster.node(configuration.preferredNode)?.name ?? "",
+      wish: runner.wish.started ? .started : .stopped,
+      nodes: nodes)
+    status.replicationLink = mine.inSync || mine.resync != nil ? runner.engineReport?.link : nil
+    let primaryEngine =
+      mine.state == .prim || mine.state == .alone ? runner.engineReport : view.peerReports[runner.module]?.engine
+    status.requestsInFlight = primaryEngine?.requestsInFlight ?? 0
+    status.lastEvent = lastEvent(of: configuration.name)
+    status.check = checks.status(of: configuration)
+    status.split = mine.isSplit
+    status.operation = operations.current(module: configuration.name.text)
+    return status
+  }
+
+  private func lastEvent(of module: ModuleName) -> JournalEvent? {
+    // A journal that cannot be read says so itself in `warnings`.
+    (try? journal.page(since: nil, module: module.text, limit: 1))?.events.last
+  }
+
+  private func nodeEntry(
+    _ node: ClusterNode, _ status: CoreStatus, current: Bool, since: WallTime?, _ engine: EngineReport?
+  ) -> ModuleNodeStatus {
+    var entry = ModuleNodeStatus(
+      node: node.name, id: node.id, current: current, state: status.state, readiness: status.readiness,
+      standing: status.standing, generation: status.generation.map(GenerationStatus.init),
+      guest: current ? guestWord(status.guest) : .unknown, sentence: status.sentence, since: since)
+    entry.resync = status.resync.map(ResyncStatus.init)
+    return entry
+  }
+
+  /// The source counts; the target shows the same figures.
+  private func shareResync(_ nodes: inout [ModuleNodeStatus]) {
+    guard let progress = nodes.compactMap(\.resync).first else { return }
+    for index in nodes.indices where nodes[index].state == .second && nodes[index].readiness == .transient {
+      nodes[index].resync = progress
+    }
+  }
+
+  private func warnings(_ cluster: ClusterConfiguration, _ view: Daemon.State, _ status: ClusterStatus)
+    -> [StatusWarning]
+  {
+    var warnings: [StatusWarning] = []
+    if cluster.nodes.count < 2 {
+      warnings.append(StatusWarning("the cluster has one node: nothing is protected", whatToDo: "vmha cluster ticket"))
+    } else if cluster.arbiter == .policyNone {
+      // What the operator must know before the day it matters (R5 policy).
+      warnings.append(
+        StatusWarning(
+          "can split: no witness; if both nodes live and lose sight of each other, both go on and one copy's writes are given up later",
+          whatToDo: "use independent links; or accept that a lost node stops its VMs: vmha cluster set arbiter=wait"))
+    }
+    if cluster.links.count < 2 {
+      warnings.append(
+        StatusWarning("only one link: its loss looks like the loss of a node", whatToDo: "vmha cluster set add-link …"))
+    }
+    if let down = hypervisorDown() {
+      warnings.append(StatusWarning("libvirt does not answer here: \(down)", whatToDo: "systemctl status libvirtd"))
+    }
+    if let end = view.membership?.context.validUntil, let expiry = Optional(wallTime(of: end)),
+      expiry - WallTime.now() < .seconds(30 * 86_400)
+    {
+      warnings.append(
+        StatusWarning("this node's certificate ends at \(expiry)", whatToDo: "see docs/operating/certificates.md"))
+    }
+    if let trouble = journal.trouble {
+      warnings.append(
+        StatusWarning("the journal cannot be written: \(trouble)", whatToDo: "free space in \(paths.state)"))
+    }
+    for module in status.modules where module.split {
+      warnings.append(
+        StatusWarning(
+          "\(module.name) is SPLIT: both copies were written and both are kept",
+          whatToDo: "see docs/operating/failures.md: stop the one you do not want, keep its files"))
+    }
+    return warnings + view.heartbeatWarnings
+  }
+}
+
+func secondsText(_ duration: Duration) -> String {
+  let milliseconds = duration.milliseconds
+  return milliseconds % 1000 == 0 ? "\(milliseconds / 1000) s" : "\(milliseconds) ms"
+}

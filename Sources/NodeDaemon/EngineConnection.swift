@@ -1,0 +1,150 @@
+import Glibc
+import HostSystem
+import Model
+import Replication
+import Synchronization
+
+/// One module's engine process as vmhad sees it: found or started, spoken to, and missed when it goes.
+///
+/// The engine outlives vmhad, so `start` first looks for one that runs already. `onEvent` and `onGone` are called on the
+/// link's own thread, in order; `onGone` only for an engine that went unasked.
+final class EngineConnection: Sendable {
+  static let startTimeout: Duration = .seconds(15)
+  private static let lookEvery: Duration = .milliseconds(20)
+
+  private struct State {
+    var channel: LineChannel?
+    var processID: Int32?
+    /// Its end was asked for: not news.
+    var isLeaving = false
+    var isBusy = false
+    /// A start asked for while the previous engine is still going.
+    var next: EngineConfiguration?
+  }
+
+  private let paths: HostPaths
+  private let module: ModuleName
+  private let launcher: EngineLauncher
+  private let onEvent: @Sendable (EngineEvent) -> Void
+  private let onGone: @Sendable (String) -> Void
+  private let state = Mutex(State())
+
+  init(
+    paths: HostPaths, module: ModuleName, launcher: EngineLauncher, onEvent: @escaping @Sendable (EngineEvent) -> Void,
+    onGone: @escaping @Sendable (String) -> Void
+  ) {
+    self.paths = paths
+    self.module = module
+    self.launcher = launcher
+    self.onEvent = onEvent
+    self.onGone = onGone
+  }
+
+  /// Returns at once; the first event is `ready`, or `onGone` says why there is none.
+  func start(_ configuration: EngineConfiguration) {
+    let mine = state.withLock { state -> Bool in
+      if state.isBusy {
+        state.next = configuration
+        return false
+      }
+      state.isBusy = true
+      state.isLeaving = false
+      return true
+    }
+    guard mine else { return }
+    do {
+      try HostThread.start(name: "engine-\(module.text)", stackBytes: 1 << 20) { self.run(configuration) }
+    } catch {
+      state.withLock { $0.isBusy = false }
+      onGone("no thread for its connection: \(error)")
+    }
+  }
+
+  func send(_ command: EngineCommand) {
+    let channel = state.withLock { state -> LineChannel? in
+      if case .exit = command { state.isLeaving = true }
+      return state.channel
+    }
+    // A broken channel is noticed by its reader, which tells the core: nothing is lost by not saying it twice.
+    do { try channel?.send(command) } catch { channel?.close() }
+  }
+
+  /// SIGKILL: for an engine that must not act any more (R11).
+  func kill() {
+    let process = state.withLock { state in
+      state.isLeaving = true
+      return state.processID
+    }
+    if let process, process > 1 { Glibc.kill(process, SIGKILL) }
+  }
+
+  var processID: Int32? { state.withLock { $0.processID } }
+
+  /// Lets go of the engine without ending it: vmhad stops, the guest goes on.
+  func detach() {
+    let channel = state.withLock { state in
+      state.isLeaving = true
+      return state.channel
+    }
+    channel?.close()
+  }
+
+  private func run(_ configuration: EngineConfiguration) {
+    var why = "its connection was closed"
+    do {
+      let channel = try reach()
+      let process = try channel.peerCredentials().process
+      state.withLock {
+        $0.channel = channel
+        $0.processID = process
+      }
+      try channel.send(EngineCommand.configure(configuration))
+      while let event = try channel.receive(EngineEvent.self) { onEvent(event) }
+    } catch { why = "\(error)" }
+    let (leaving, next) = state.withLock { state in
+      state.channel?.close()
+      state.channel = nil
+      state.processID = nil
+      state.isBusy = false
+      defer { state.next = nil }
+      return (state.isLeaving, state.next)
+    }
+    if let next { return start(next) }
+    if !leaving { onGone(why) }
+  }
+
+  private func reach() throws -> LineChannel {
+    let socket = paths.engineSocket(module)
+    if let channel = try? LineChannel.connect(path: socket) { return channel }
+    try launcher.launch(module)
+    let deadline = monotonicNow() + Self.startTimeout
+    while true {
+      do { return try LineChannel.connect(path: socket) } catch {
+        if monotonicNow() > deadline { throw error }
+        usleep(UInt32(Self.lookEvery.milliseconds * 1000))
+      }
+    }
+  }
+}
+
+/// How an engine process is started: by systemd where it runs, else as a process in a session of its own.
+struct EngineLauncher: Sendable {
+  let paths: HostPaths
+  /// vmha-replicad, beside the running vmhad.
+  let executable: String
+
+  func launch(_ module: ModuleName) throws {
+    if paths.root.isEmpty, access("/run/systemd/system", F_OK) == 0 {
+      let unit = "vmha-replicad@\(module).service"
+      let result = try ChildProcess.run(["systemctl", "start", unit], timeout: .seconds(10))
+      guard result.status == 0 else {
+        throw HostError(.invalid, "engine.start", path: unit, "systemctl start \(unit): \(result.errorText)")
+      }
+      return
+    }
+    try DurableFile.makeFolder("\(paths.root)/var/log/vmha", mode: 0o750)
+    var arguments = [executable, "--module", module.text]
+    if !paths.root.isEmpty { arguments += ["--root", paths.root] }
+    _ = try ChildProcess.spawnDetached(arguments, log: "\(paths.root)/var/log/vmha/replicad-\(module).log")
+  }
+}

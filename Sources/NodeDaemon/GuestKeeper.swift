@@ -1,0 +1,279 @@
+import Glibc
+import HostSystem
+import MirrorModule
+import Model
+import ModuleConfig
+import Synchronization
+import VirtualMachines
+
+/// Starts, stops and watches one module's guest. Its own thread does one thing after the other, so what libvirt tells of a
+/// step that is under way is never mistaken for news.
+final class GuestKeeper: Sendable {
+  enum Job: Sendable { case start, stopInOrder, destroy, look }
+
+  private static let jobsMax = 1000
+  private static let lookEvery: Duration = .seconds(5)
+  private static let pollEvery: Duration = .milliseconds(100)
+  /// A booting guest ignores the power button: it is pressed again this often.
+  private static let pressAgainEvery: Duration = .seconds(5)
+  /// A guest that is not gone by then is stuck, for instance on a hung mount.
+  private static let destroyTimeout: Duration = .seconds(10)
+  private static let scriptTimeout: Duration = .seconds(60)
+  /// At the start of vmhad libvirtd may still be on its way.
+  private static let hypervisorWait: Duration = .seconds(20)
+
+  private struct State {
+    var configuration: ModuleConfiguration
+    var believed = CoreGuest.unknown
+    /// Set while a clean stop should give way to a kill.
+    var isUrgent = false
+    var lastEnd: GuestEnd?
+    var pauseReason: String?
+    var stopTimeout: Duration?
+    var emit: (@Sendable (CoreEvent) -> Void)?
+    var isWatching = false
+    var isOver = false
+  }
+
+  private let paths: HostPaths
+  private let module: ModuleName
+  private let nodeName: String
+  private let hypervisor: any Hypervisor
+  private let tell: @Sendable (CoreSeverity, String) -> Void
+  private let state: Mutex<State>
+  private let worker: Mutex<Worker<Job>?> = Mutex(nil)
+
+  init(
+    paths: HostPaths, configuration: ModuleConfiguration, nodeName: String, hypervisor: any Hypervisor,
+    tell: @escaping @Sendable (CoreSeverity, String) -> Void
+  ) throws {
+    self.paths = paths
+    module = configuration.name
+    self.nodeName = nodeName
+    self.hypervisor = hypervisor
+    self.tell = tell
+    state = Mutex(State(configuration: configuration))
+    let worker = try Worker<Job>(
+      name: "guest-\(module.text)", eventsMax: Self.jobsMax, onWakeUp: { [weak self] in self?.lookAgain() },
+      handler: { [weak self] in self?.perform($0) })
+    self.worker.withLock { $0 = worker }
+  }
+
+  func connect(_ emit: @escaping @Sendable (CoreEvent) -> Void) { state.withLock { $0.emit = emit } }
+
+  func reconfigure(_ configuration: ModuleConfiguration) { state.withLock { $0.configuration = configuration } }
+
+  /// Overrules the module's `stopTimeout` for the next clean stop.
+  func stopWithin(_ timeout: Duration?) { state.withLock { $0.stopTimeout = timeout } }
+
+  func start() { push(.start) }
+  func stopInOrder() { push(.stopInOrder) }
+  func destroy() {
+    state.withLock { $0.isUrgent = true }
+    push(.destroy)
+  }
+
+  /// libvirt told something about this guest, or answers again after it did not.
+  func hypervisorSaid(_ event: HypervisorEvent) {
+    state.withLock { state in
+      switch event {
+      case .stopped(_, .shutdown): state.lastEnd = .shutdown
+      case .stopped(_, .destroyed): state.lastEnd = .destroyed
+      case .stopped, .crashed: state.lastEnd = .failed
+      case .diskError(_, let path, _, _, let reason):
+        state.pauseReason = "disk error on \(path)" + (reason.isEmpty ? "" : " (\(reason))")
+      default: break
+      }
+    }
+    push(.look)
+  }
+
+  /// Begins to report what the guest does by itself.
+  func watch() {
+    state.withLock { $0.isWatching = true }
+    push(.look)
+  }
+
+  func stop() {
+    let worker = worker.withLock { worker in
+      defer { worker = nil }
+      return worker
+    }
+    state.withLock {
+      $0.isOver = true
+      $0.isUrgent = true
+    }
+    worker?.stop()
+  }
+
+  /// Waits for libvirt for a while; `unknown` if it cannot tell.
+  func stateAtStart() -> CoreGuest {
+    let deadline = monotonicNow() + Self.hypervisorWait
+    while true {
+      if let now = actual() {
+        state.withLock { $0.believed = now }
+        return now
+      }
+      // Without libvirt: no QEMU process, no guest.
+      if monotonicNow() > deadline { return qemuIsGone ? .off : .unknown }
+      usleep(UInt32(Self.pollEvery.milliseconds * 1000))
+    }
+  }
+
+  private var qemuIsGone: Bool {
+    // Reads files only, so it can tell while libvirt hangs or is down; on doubt the guest counts as there.
+    do { return try hypervisor.processID(of: module.text) == nil } catch { return false }
+  }
+
+  private func push(_ job: Job) {
+    if worker.withLock({ $0 })?.push(job) == false { tell(.alarm, "the guest keeper's queue is full") }
+  }
+
+  private func lookAgain() {
+    look()
+    worker.withLock { $0 }?.setWakeUp(at: monotonicNow() + Self.lookEvery)
+  }
+
+  private func perform(_ job: Job) {
+    switch job {
+    case .start: startNow()
+    case .stopInOrder: stopNow()
+    case .destroy: destroyNow()
+    case .look: look()
+    }
+    worker.withLock { $0 }?.setWakeUp(at: monotonicNow() + Self.lookEvery)
+  }
+
+  private func emit(_ event: CoreEvent) {
+    let (emit, isOver) = state.withLock { ($0.emit, $0.isOver) }
+    if !isOver { emit?(event) }
+  }
+
+  private func believe(_ guest: CoreGuest) { state.withLock { $0.believed = guest } }
+
+  /// nil = libvirt cannot tell now.
+  private func actual() -> CoreGuest? {
+    do {
+      return switch try hypervisor.state(of: module.text).state {
+      case .shutOff: .off
+      case .paused, .sleeping: .paused
+      case .running, .shuttingDown: .running
+      case .crashed: .paused
+      case .unknown: nil
+      }
+    } catch { return error.code == .noSuchDomain ? .off : nil }
+  }
+
+  // MARK: jobs
+
+  private func startNow() {
+    state.withLock { $0.isUrgent = false }
+    do {
+      try runScript(.beforeStart)
+      if let now = actual(), now != .off { try hypervisor.destroy(module.text) }
+      state.withLock { $0.pauseReason = nil }
+      // The libvirt hook lets only a start with this permit through.
+      let permit = paths.startPermit(module)
+      try DurableFile.makeFolder("\(paths.runtime)/permits", mode: 0o755)
+      try DurableFile.write([], to: permit, mode: 0o644)
+      defer { unlink(permit) }
+      try hypervisor.start(module.text, limit: state.withLock { $0.configuration.startTimeout })
+    } catch {
+      believe(.off)
+      return emit(.guestStartFailed(why: "\(error)"))
+    }
+    believe(.running)
+    emit(.guestStarted)
+    do { try runScript(.afterStart) } catch { tell(.warning, "\(error)") }
+  }
+
+  private func stopNow() {
+    let timeout = state.withLock { state in
+      state.isUrgent = false
+      defer { state.stopTimeout = nil }
+      return state.stopTimeout ?? state.configuration.stopTimeout
+    }
+    do { try runScript(.beforeStop) } catch { tell(.warning, "\(error)") }
+    let deadline = monotonicNow() + timeout
+    var press = monotonicNow()
+    while actual() != .off {
+      if state.withLock({ $0.isUrgent }) { return }  // `destroy` is next in the queue and reports
+      let now = monotonicNow()
+      if now > deadline {
+        tell(.warning, "the guest did not shut down in \(secondsText(timeout)); it is forced off")
+        return destroyNow()
+      }
+      if now >= press {
+        // Refused while the guest is paused or libvirt is away: tried again, then forced.
+        do { try hypervisor.requestShutdown(module.text) } catch { tell(.info, "shutdown request: \(error)") }
+        press = now + Self.pressAgainEvery
+      }
+      usleep(UInt32(Self.pollEvery.milliseconds * 1000))
+    }
+    wentOff(.shutdown)
+  }
+
+  private func destroyNow() {
+    let deadline = monotonicNow() + Self.destroyTimeout
+    var why = "libvirt cannot be reached"
+    repeat {
+      if state.withLock({ $0.isOver }) { return }
+      switch actual() {
+      case .off: return wentOff(.destroyed)
+      case nil where qemuIsGone: return wentOff(.destroyed)
+      default: break
+      }
+      do { try hypervisor.destroy(module.text) } catch { why = "\(error)" }
+      if actual() == .off { return wentOff(.destroyed) }
+      usleep(UInt32(Self.pollEvery.milliseconds * 1000))
+    } while monotonicNow() < deadline
+    emit(.guestStuck(why: why))
+  }
+
+  private func wentOff(_ end: GuestEnd) {
+    believe(.off)
+    state.withLock { $0.lastEnd = nil }
+    emit(.guestOff(end))
+    do { try runScript(.afterStop) } catch { tell(.warning, "\(error)") }
+  }
+
+  private func look() {
+    let (isWatching, believed, lastEnd) = state.withLock { ($0.isWatching, $0.believed, $0.lastEnd) }
+    guard isWatching, let now = actual(), now != believed else { return }
+    believe(now)
+    switch (believed, now) {
+    case (_, .off):
+      state.withLock { $0.lastEnd = nil }
+      emit(.guestOff(lastEnd ?? .failed))
+    case (_, .paused): emit(.guestPaused(why: pauseReason()))
+    case (.paused, .running): emit(.guestResumed)
+    case (_, .running): emit(.guestStarted)
+    default: break
+    }
+  }
+
+  private func pauseReason() -> String {
+    if let known = state.withLock({ $0.pauseReason }) { return known }
+    do { return try hypervisor.state(of: module.text).reason } catch { return "libvirt does not say why" }
+  }
+
+  private func runScript(_ script: ModuleScript) throws {
+    let path = "\(paths.module(module))/\(script.rawValue)"
+    guard access(path, X_OK) == 0 else { return }
+    let result = try ChildProcess.run(
+      [path, module.text, nodeName], environment: hookEnvironment(["VMHA_MODULE": module.text, "VMHA_NODE": nodeName]),
+      timeout: Self.scriptTimeout)
+    guard result.status == 0 else {
+      throw HostError(
+        .invalid, "script", path: path,
+        "it ended with \(result.status): \(result.errorText.isEmpty ? result.outputText : result.errorText)")
+    }
+  }
+}
+
+/// The environment of scripts and hooks: nothing of vmhad's own leaks into it.
+func hookEnvironment(_ variables: [String: String]) -> [String: String] {
+  variables.merging(["PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"]) { own, _ in
+    own
+  }
+}

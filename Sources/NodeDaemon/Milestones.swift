@@ -1,0 +1,52 @@
+import ControlAPI
+import MirrorModule
+import Model
+
+/// What changed in a module's account of itself, as journal events: hooks, drills and people read these.
+struct Milestone: Sendable, Hashable {
+  var kind: EventKind
+  var severity: ControlAPI.Severity
+  var sentence: String
+  var details: [String: String] = [:]
+}
+
+enum Milestones {
+  static func between(_ old: CoreStatus?, _ new: CoreStatus) -> [Milestone] {
+    var found: [Milestone] = []
+    let was = old?.state ?? .stop
+    if was != new.state, new.state == .alone || new.state == .prim, was != .alone, was != .prim {
+      found.append(Milestone(kind: .promoted, severity: .notice, sentence: "promoted: \(new.sentence)"))
+    }
+    if old?.state != new.state || old?.readiness != new.readiness {
+      let words = "\(new.state.rawValue) \(new.readiness.rawValue)"
+      found.append(
+        Milestone(
+          kind: .state, severity: new.readiness == .blocked ? .error : .info, sentence: "\(words): \(new.sentence)",
+          details: ["state": new.state.rawValue, "readiness": new.readiness.rawValue]))
+    }
+    if let guest = guest(old?.guest ?? .unknown, new.guest) { found.append(guest) }
+    if old?.resync == nil, new.resync != nil {
+      found.append(Milestone(kind: .resyncStarted, severity: .info, sentence: "resync started"))
+    }
+    if old?.resync != nil, new.resync == nil, new.inSync {
+      found.append(Milestone(kind: .resyncDone, severity: .notice, sentence: "resync done"))
+    }
+    if old?.isSplit != true, new.isSplit {
+      found.append(Milestone(kind: .split, severity: .error, sentence: new.sentence))
+    }
+    return found
+  }
+
+  private static func guest(_ old: CoreGuest, _ new: CoreGuest) -> Milestone? {
+    if old == new { return nil }
+    return switch (old, new) {
+    case (_, .starting): Milestone(kind: .guestStarting, severity: .info, sentence: "the guest is being started")
+    case (.paused, .running): Milestone(kind: .guestResumed, severity: .notice, sentence: "the guest runs again")
+    case (_, .running): Milestone(kind: .guestStarted, severity: .notice, sentence: "the guest runs")
+    case (_, .paused): Milestone(kind: .guestPaused, severity: .error, sentence: "the guest is paused")
+    case (.stopping, .off): Milestone(kind: .guestStopped, severity: .notice, sentence: "the guest is off")
+    case (.unknown, .off), (_, .stopping), (_, .unknown): nil
+    case (_, .off): Milestone(kind: .guestDied, severity: .error, sentence: "the guest went off by itself")
+    }
+  }
+}

@@ -1,0 +1,279 @@
+import FoundationEssentials
+import HostSystem
+import MirrorModule
+import Model
+import ModuleConfig
+import Replication
+import Synchronization
+import VirtualMachines
+
+/// What a module runner needs of its node; everything may be called from any thread.
+protocol ModuleSurroundings: Sendable {
+  var paths: HostPaths { get }
+  var launcher: EngineLauncher { get }
+  /// R5: blocks until the peer answered or could not be reached; throws with the reason.
+  func askPeer(_ request: ConsentRequest, module: ModuleName) throws -> ConsentReply
+  /// nil = not known yet.
+  var peerAlive: Bool? { get }
+  func journal(_ severity: CoreSeverity, _ reason: Reason, module: ModuleName)
+  /// After each event that changed what the module says of itself.
+  func moduleChanged(_ module: ModuleName, from old: MirrorStatus?, to new: MirrorStatus)
+  func engineConfiguration(_ module: ModuleConfiguration) -> EngineConfiguration
+  func mirrorSettings(_ module: ModuleConfiguration, seed: UInt64) -> MirrorSettings
+}
+
+/// Runs one module's core: one event at a time, its directives in order. Never decides.
+final class ModuleRunner: Sendable {
+  static let eventsMax = 10_000
+  /// A command's answer comes from the core at once; this only bounds a core that is busy persisting.
+  static let answerTimeout: Duration = .seconds(20)
+
+  private struct State {
+    var core: MirrorModule
+    var status: MirrorStatus
+    var engineReport: EngineReport?
+    var configuration: ModuleConfiguration
+    var answers: [UInt64: OneShot<Answer>] = [:]
+    var consents: [UInt64: OneShot<ConsentReply>] = [:]
+    var nextToken: UInt64 = 1
+    var recorder = FlightRecorder()
+    var isLoaded = false
+  }
+
+  let module: ModuleName
+  let store: ModuleStore
+  private let surroundings: any ModuleSurroundings
+  private let state: Mutex<State>
+  private let worker: Mutex<Worker<CoreEvent>?> = Mutex(nil)
+  private let engine: Mutex<EngineConnection?> = Mutex(nil)
+  private let keeper: GuestKeeper
+
+  init(configuration: ModuleConfiguration, surroundings: any ModuleSurroundings, keeper: GuestKeeper) throws {
+    module = configuration.name
+    self.surroundings = surroundings
+    self.keeper = keeper
+    store = ModuleStore(paths: surroundings.paths, module: configuration.name)
+    let core = MirrorModule(settings: surroundings.mirrorSettings(configuration, seed: randomUInt64()))
+    state = Mutex(State(core: core, status: core.status, configuration: configuration))
+    let worker = try Worker<CoreEvent>(
+      name: "core-\(module.text)", eventsMax: Self.eventsMax, onWakeUp: { [weak self] in self?.process(.timer) },
+      handler: { [weak self] in self?.process($0) })
+    self.worker.withLock { $0 = worker }
+    let link = EngineConnection(
+      paths: surroundings.paths, module: module, launcher: surroundings.launcher,
+      onEvent: { [weak self] in self?.engineSaid($0) }, onGone: { [weak self] in self?.push(.engineGone(why: $0)) })
+    engine.withLock { $0 = link }
+    keeper.connect { [weak self] in self?.push($0) }
+  }
+
+  /// Reads what is on disk and begins. Blocks for as long as libvirt needs to say what the guest does.
+  func load(peerAlive: Bool?) {
+    let guest = keeper.stateAtStart()
+    let wish = store.readWish()
+    var record: DurableRecord?
+    if case .valid(let valid) = store.readRecord() { record = valid }
+    push(.loaded(record: record, wish: wish, guest: guest))
+    if let peerAlive { push(peerAlive ? .nodeAlive : .nodeLost) }
+    state.withLock { $0.isLoaded = true }
+    keeper.watch()
+  }
+
+  func push(_ event: CoreEvent) {
+    let taken = worker.withLock { $0 }?.push(event) ?? false
+    if !taken {
+      surroundings.journal(
+        .alarm, Reason("an event was lost: the module's queue of \(Self.eventsMax) is full or it stopped"),
+        module: module)
+    }
+  }
+
+  var status: MirrorStatus { state.withLock { $0.status } }
+  var isLoaded: Bool { state.withLock { $0.isLoaded } }
+  var engineReport: EngineReport? { state.withLock { $0.engineReport } }
+  var configuration: ModuleConfiguration { state.withLock { $0.configuration } }
+  var wish: Wish { state.withLock { $0.core.wish } }
+  var engineProcess: Int32? { engine.withLock { $0 }?.processID }
+  var flightRecorder: FlightRecorder { state.withLock { $0.recorder } }
+
+  /// Blocks until the core has answered.
+  func command(_ verb: Command.Verb, wishVersion: UInt64) throws -> Answer {
+    if case .start = verb { reloadAfterFailedPersist() }
+    let (id, promise) = state.withLock { state in
+      let id = state.nextToken
+      state.nextToken += 1
+      let promise = OneShot<Answer>()
+      state.answers[id] = promise
+      return (id, promise)
+    }
+    push(.command(Command(id: id, verb: verb, wishVersion: wishVersion)))
+    guard let answer = promise.wait(Self.answerTimeout) else {
+      state.withLock { $0.answers[id] = nil }
+      throw HostError(.timedOut, "module.command", path: module.text, "the module did not answer; see its log")
+    }
+    return answer
+  }
+
+  /// A core that could not write its record knows nothing any more (R11). The operator's start after the repair begins anew,
+  /// with what is on disk.
+  private func reloadAfterFailedPersist() {
+    guard isLoaded, status.standing == nil else { return }
+    let isGone = state.withLock { state -> Bool in
+      guard state.core.durableRecord == nil else { return false }
+      var settings = state.core.settings
+      settings.seed = randomUInt64()
+      state.core = MirrorModule(settings: settings)
+      state.isLoaded = false
+      return true
+    }
+    if isGone { load(peerAlive: surroundings.peerAlive) }
+  }
+
+  /// R5: the reply is made by the core, and is durable before it is returned; nil = it could not be made durable.
+  func consent(to request: ConsentRequest) -> ConsentReply? {
+    let (token, promise) = state.withLock { state in
+      let token = state.nextToken
+      state.nextToken += 1
+      let promise = OneShot<ConsentReply>()
+      state.consents[token] = promise
+      return (token, promise)
+    }
+    push(.consentRequested(request, token: token))
+    let reply = promise.wait(Self.answerTimeout)
+    state.withLock { $0.consents[token] = nil }
+    return reply
+  }
+
+  func reconfigure(_ configuration: ModuleConfiguration) {
+    let settings = state.withLock { state in
+      state.configuration = configuration
+      return surroundings.mirrorSettings(configuration, seed: state.core.settings.seed)
+    }
+    keeper.reconfigure(configuration)
+    push(.settings(settings))
+    engine.withLock { $0 }?.send(.configure(surroundings.engineConfiguration(configuration)))
+  }
+
+  func askEngineForReport() {
+    if status.state != .stop { engine.withLock { $0 }?.send(.report) }
+  }
+
+  /// vmhad stops; engine and guest go on.
+  func detach() {
+    keeper.stop()
+    engine.withLock { $0 }?.detach()
+    worker.withLock { $0 }?.stop()
+  }
+
+  /// The module is removed: its engine must be gone too.
+  func remove() {
+    engine.withLock { $0 }?.send(.exit)
+    detach()
+  }
+
+  /// The operator's own time limit for the next clean stop.
+  func stopWithin(_ timeout: Duration?) { keeper.stopWithin(timeout) }
+
+  func hypervisorSaid(_ event: HypervisorEvent) { keeper.hypervisorSaid(event) }
+
+  // MARK: events
+
+  private func engineSaid(_ event: EngineEvent) {
+    switch event {
+    case .ready(let report): state.withLock { $0.engineReport = report }
+    case .message(let session, let bytes):
+      guard let message = try? JSONDecoder().decode(PeerMessage.self, from: Data(bytes)) else {
+        // A peer that sends what this version does not know: the session cannot go on.
+        surroundings.journal(.alarm, Reason("a message of the peer was not understood; session ended"), module: module)
+        engine.withLock { $0 }?.send(.endSession)
+        return push(.engine(.sessionLost(session, policy: .frozen, why: "a message was not understood")))
+      }
+      return push(.peerMessage(session, message))
+    default: break
+    }
+    push(.engine(event))
+  }
+
+  private func process(_ event: CoreEvent) {
+    let now = monotonicNow()
+    let (directives, old, new) = state.withLock { state in
+      let old = state.status
+      let directives = state.core.handle(event, at: now)
+      state.recorder.append(event, at: now, directives)
+      state.status = state.core.status
+      return (directives, old, state.status)
+    }
+    for directive in directives {
+      do { try execute(directive) } catch {
+        // The barrier: nothing after a failed persist is done.
+        return process(.persistFailed(why: "\(error)"))
+      }
+    }
+    if old != new { surroundings.moduleChanged(module, from: old, to: new) }
+  }
+
+  // MARK: directives
+
+  /// Throws only for `persist`.
+  private func execute(_ directive: CoreDirective) throws {
+    switch directive {
+    case .persist(let record): try store.write(record)
+    case .persistWish(let wish): try store.write(wish)
+    case .startEngine: engine.withLock { $0 }?.start(surroundings.engineConfiguration(configuration))
+    case .killEngine: engine.withLock { $0 }?.kill()
+    case .engine(let command): engine.withLock { $0 }?.send(command)
+    case .sendPeer(let session, let message): send(message, in: session)
+    case .startGuest: keeper.start()
+    case .stopGuest: keeper.stopInOrder()
+    case .destroyGuest: keeper.destroy()
+    case .askConsent(let request): ask(request)
+    case .replyConsent(let token, let reply): state.withLock { $0.consents[token] }?.fulfil(reply)
+    case .answer(let id, let answer): state.withLock { $0.answers.removeValue(forKey: id) }?.fulfil(answer)
+    case .journal(let severity, let reason): surroundings.journal(severity, reason, module: module)
+    case .wake(let time): worker.withLock { $0 }?.setWakeUp(at: time)
+    }
+  }
+
+  private func send(_ message: PeerMessage, in session: SessionID) {
+    do {
+      let bytes = [UInt8](try JSONEncoder().encode(message))
+      engine.withLock { $0 }?.send(.send(session, bytes))
+    } catch { preconditionFailure("a message of this program must be encodable: \(error)") }
+  }
+
+  private func ask(_ request: ConsentRequest) {
+    do {
+      try HostThread.start(name: "consent-\(module.text)") {
+        do {
+          let reply = try self.surroundings.askPeer(request, module: self.module)
+          self.push(.consentReplied(reply))
+        } catch { self.push(.consentFailed(nonce: request.nonce, why: "\(error)")) }
+      }
+    } catch { push(.consentFailed(nonce: request.nonce, why: "\(error)")) }
+  }
+}
+
+/// A value that one thread waits for and another one gives, once.
+final class OneShot<Value: Sendable>: Sendable {
+  private let monitor = Monitor<Value?>(nil)
+  func fulfil(_ value: Value) { monitor.withLock { if $0 == nil { $0 = value } } }
+  /// nil after `timeout`.
+  func wait(_ timeout: Duration) -> Value? { monitor.wait(timeout: timeout) { $0 } }
+}
+
+/// The last decisions of one core, for dumps and transcripts.
+struct FlightRecorder: Sendable, Codable {
+  static let entriesMax = 256
+  struct Entry: Sendable, Codable {
+    var event: CoreEvent
+    var at: Instant
+    var directives: [CoreDirective]
+  }
+  private(set) var entries: [Entry] = []
+  mutating func append(_ event: CoreEvent, at time: Instant, _ directives: [CoreDirective]) {
+    // Progress reports would push everything else out.
+    if case .engine(.resyncProgress) = event, directives.isEmpty { return }
+    if case .engine(.ready) = event, directives.isEmpty { return }
+    entries.append(Entry(event: event, at: time, directives: directives))
+    if entries.count > Self.entriesMax { entries.removeFirst(entries.count - Self.entriesMax) }
+  }
+}

@@ -1,0 +1,44 @@
+import ControlAPI
+import MirrorModule
+import Model
+import Replication
+
+/// What one vmhad asks of the other on the control link. JSON, one request and one reply at a time (docs/wire-protocol.md).
+enum PeerRequest: Codable, Sendable {
+  /// R5
+  case consent(ModuleName, ConsentRequest)
+  case command(ModuleName, PeerVerb, wishVersion: UInt64)
+  /// Both sides tell their wishes; the higher version wins.
+  case wishes([ModuleName: Wish])
+  /// For `vmha status` on the asking node.
+  case report
+  case adoption(AdoptionPeerRequest)
+  case crashGuest(ModuleName)
+  case cluster(ClusterPeerRequest)
+}
+
+enum PeerVerb: Codable, Sendable {
+  case start(force: Bool)
+  case stop(timeout: Duration?)
+  case swap
+}
+
+enum PeerReply: Codable, Sendable {
+  case consent(ConsentReply)
+  case answer(Answer)
+  case wishes([ModuleName: Wish])
+  case report([ModuleReport])
+  case adoption(AdoptionPeerReply)
+  case cluster(ClusterPeerReply)
+  case done
+  case failed(why: String)
+}
+
+/// A module on one node, as that node tells it.
+struct ModuleReport: Codable, Sendable {
+  var module: ModuleName
+  var status: MirrorStatus
+  var wish: Wish
+  var since: WallTime
+  var engine: EngineReport?
+}

@@ -1,0 +1,82 @@
+import FoundationEssentials
+import Glibc
+import HostSystem
+import Model
+import Replication
+import Synchronization
+
+/// The engine's unix socket: one control connection at a time, a new one replaces the old. The engine goes on without any.
+public final class ControlServer: Sendable {
+  /// Events that wait for vmhad to read them; beyond, the connection is closed, and the next one starts from a report.
+  static let eventsWaitingMax = 1024
+
+  private struct Outgoing: Sendable {
+    let channel: LineChannel
+    let event: EngineEvent
+  }
+
+  private let listener: Int32
+  private let current = Mutex<LineChannel?>(nil)
+  private let engineBox = Mutex<Engine?>(nil)
+  private let outgoing: Worker<Outgoing>
+
+  /// Listens at `path` (mode 0600) and starts an engine that waits to be configured.
+  public init(path: String) throws {
+    listener = try UnixSocket.listen(path: path)
+    outgoing = try Worker(name: "events", eventsMax: Self.eventsWaitingMax) { item in
+      do { try item.channel.send(item.event) } catch {
+        Log.note("control connection: \(error)")
+        item.channel.close()
+      }
+    }
+    let engine = try Engine { [weak self] event in self?.emit(event) }
+    engineBox.withLock { $0 = engine }
+  }
+
+  public var engine: Engine? { engineBox.withLock { $0 } }
+
+  private func emit(_ event: EngineEvent) {
+    guard let channel = current.withLock({ $0 }) else { return }
+    if !outgoing.push(Outgoing(channel: channel, event: event)) {
+      Log.note("vmhad does not read its events: its connection is closed")
+      channel.close()
+    }
+  }
+
+  /// Serves control connections, for ever.
+  public func run() {
+    while true {
+      do {
+        guard let socket = try UnixSocket.accept(listener, timeout: nil) else { continue }
+        let channel = LineChannel(socket: socket)
+        try HostThread.start(name: "control") { [self] in serve(channel) }
+      } catch {
+        Log.note("control socket: \(error)")
+        usleep(100_000)
+      }
+    }
+  }
+
+  private func serve(_ channel: LineChannel) {
+    let old = current.withLock { current -> LineChannel? in
+      defer { current = channel }
+      return current
+    }
+    old?.close()
+    while true {
+      do {
+        guard let command = try channel.receive(EngineCommand.self) else { break }
+        // Replaced while this command was on its way: the new connection has the say.
+        guard current.withLock({ $0 === channel }) else { break }
+        engine?.perform(command)
+      } catch let error as HostError where error.code == .invalid {
+        emit(.failed(command: "unknown", why: "\(error)"))
+      } catch {
+        Log.note("control connection: \(error)")
+        break
+      }
+    }
+    current.withLock { if $0 === channel { $0 = nil } }
+    channel.close()
+  }
+}

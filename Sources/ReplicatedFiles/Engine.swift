@@ -1,0 +1,124 @@
+import Glibc
+import HostSystem
+import Model
+import Replication
+import Synchronization
+
+/// A module's engine: carries out `EngineCommand`s and reports `EngineEvent`s. It decides nothing about roles or rights; it
+/// alone keeps R1 (sessions), R2 (acknowledgements) and the order of writes.
+public final class Engine: Sendable {
+  static let tickInterval: Duration = .milliseconds(100)
+
+  struct Mounted: Sendable {
+    let mount: FuseMount
+    let server: FileServer
+  }
+
+  struct State {
+    var configuration: EngineConfiguration?
+    var revision = 0
+    /// Borrowed by the replica and by walks.
+    var root: OwnedDescriptor?
+    var replica: Replica?
+    var mounted: Mounted?
+    var isUnmounting = false
+    var session: PeerSession?
+    /// Whether new sessions are wanted (`connect`, `endSession`).
+    var isConnecting = false
+    /// The session in which this side sent a manifest and was not the replica since.
+    var mirroredSession: SessionID?
+    var resync: ResyncProgress?
+    var isResyncing = false
+    var bytesSent: UInt64 = 0
+    var bytesReceived: UInt64 = 0
+  }
+
+  let state = Guarded(State())
+  /// One command at a time, whoever it comes from.
+  let commands = Mutex(())
+  let mirror: Mirror
+  private let connectorBox = Mutex<Connector?>(nil)
+  private let emitter: @Sendable (EngineEvent) -> Void
+
+  /// `emit` is called from any thread and must not block.
+  public init(emit: @escaping @Sendable (EngineEvent) -> Void) throws {
+    emitter = emit
+    let target = Weak()
+    mirror = Mirror(
+      observer: Mirror.Observer(
+        drained: { emit(.drained) },
+        diskError: { operation, path, error in
+          Log.note("disk error: \(operation) of \(path): \(error)")
+          emit(.diskError(operation: operation, path: path, errno: error.code))
+        },
+        broken: { session, why in target.engine?.lose(session, why) }))
+    target.set(self)
+    let connector = try Connector { [weak self] session in self?.begin(session) ?? false }
+    connectorBox.withLock { $0 = connector }
+    try HostThread.start(name: "tick") { [weak self] in
+      var last = monotonicNow()
+      while let engine = self {
+        let now = monotonicNow()
+        engine.tick(now, gap: now - last)
+        last = now
+        usleep(useconds_t(Engine.tickInterval.nanoseconds / 1000))
+      }
+    }
+  }
+
+  private final class Weak: Sendable {
+    private let box = Mutex<(@Sendable () -> Engine?)?>(nil)
+    func set(_ engine: Engine) { box.withLock { $0 = { [weak engine] in engine } } }
+    var engine: Engine? { box.withLock { $0 }?() }
+  }
+
+  var connector: Connector? { connectorBox.withLock { $0 } }
+
+  func emit(_ event: EngineEvent) { emitter(event) }
+
+  // MARK: report
+
+  public func report() -> EngineReport {
+    let policy = mirror.policy
+    return state.withLock { state in
+      let replicaSession = state.replica?.session
+      let role: EngineRole = state.mounted != nil ? .primary : (replicaSession != nil ? .replica : .idle)
+      var report = EngineReport(processID: getpid(), role: role, policy: policy)
+      report.session = state.session?.id
+      report.isMounted = state.mounted != nil
+      report.resync = state.resync
+      report.requestsInFlight = mirror.requestsInFlight
+      report.bytesWritten = mirror.bytesWritten.load(ordering: .relaxed)
+      report.bytesSent = state.bytesSent + (state.session?.bytesSent.load(ordering: .relaxed) ?? 0)
+      report.bytesReceived = state.bytesReceived + (state.session?.bytesReceived.load(ordering: .relaxed) ?? 0)
+      report.link = state.session?.link
+      report.fuseConnection = state.mounted?.mount.connection
+      return report
+    }
+  }
+
+  /// Open files of the guest, or of anyone else, in the mount.
+  public var openFiles: Int { state.withLock { $0.mounted }?.server.openCount ?? 0 }
+  /// A copy is on its way, or is being given up.
+  public var isResyncing: Bool { state.withLock { $0.isResyncing } }
+  public var isMounted: Bool { state.withLock { $0.mounted != nil } }
+
+  // MARK: time
+
+  private func tick(_ now: Instant, gap: Duration) {
+    let (session, configuration) = state.withLock { ($0.session, $0.configuration) }
+    guard let session, let configuration else { return }
+    // PROTOCOL, timing relations: a process that did not run may have been replaced meanwhile.
+    if gap > configuration.silenceMax / 2 {
+      return lose(session.id, "this engine did not run for \(gap.milliseconds) ms")
+    }
+    let silence = session.silence(now)
+    if silence > configuration.silenceMax {
+      return lose(session.id, "nothing received from the peer for \(silence.milliseconds) ms")
+    }
+    if session.queuedBytes > PeerSession.queueBytesMax {
+      return lose(session.id, "the peer takes too little: \(session.queuedBytes) bytes wait for it")
+    }
+    if now - session.lastSent >= configuration.keepalive { session.keepAlive() }
+  }
+}

@@ -1,0 +1,106 @@
+import CFuse3
+import Glibc
+import Replication
+
+/// Changes of file contents and requests for durability.
+extension FileServer {
+  func write(
+    _ request: KernelRequest, _ number: UInt64, descriptor: Int32, bytes: UnsafeRawBufferPointer, offset: off_t
+  ) {
+    guard offset >= 0, UInt64(offset) + UInt64(bytes.count) <= UInt64(Int64.max) else {
+      return fail(request, Errno(EFBIG))
+    }
+    guard !bytes.isEmpty else { return answer(request, .written(0)) }
+    let action = GuestRequest.Action.write(
+      descriptor: descriptor, offset: UInt64(offset), payload: Payload(copying: bytes))
+    sink.submit(GuestRequest(request, file: fileID(number), action))
+  }
+
+  func flush(_ request: KernelRequest, _ number: UInt64, descriptor: Int32, dataOnly: Bool) {
+    sink.submit(
+      GuestRequest(request, file: fileID(number), .flush(descriptor: descriptor, dataOnly: dataOnly)))
+  }
+
+  func allocate(
+    _ request: KernelRequest, _ number: UInt64, descriptor: Int32, mode: Int32, offset: off_t, length: off_t
+  ) {
+    let mode = AllocationMode(rawValue: UInt32(bitPattern: mode))
+    guard AllocationMode.known.isSuperset(of: mode) else { return fail(request, Errno(EOPNOTSUPP)) }
+    guard offset >= 0, length > 0, UInt64(offset) + UInt64(length) <= UInt64(Int64.max) else {
+      return fail(request, Errno(EINVAL))
+    }
+    let from = UInt64(offset)
+    let count = UInt64(length)
+    let range = mode.movesData ? wholeFile : from..<(from + count)
+    let action = GuestRequest.Action.range(range) { [self] () throws(Errno) in
+      try Backing.allocate(descriptor, mode: Int32(bitPattern: mode.rawValue), offset: from, length: count)
+      return AppliedChange(
+        operation: .allocate(fileID(number), mode, offset: from, length: count), reply: .done)
+    }
+    sink.submit(GuestRequest(request, file: fileID(number), action))
+  }
+
+  /// chmod, chown, truncate, utimens, in any combination, as the kernel sends them.
+  func setAttributes(_ request: KernelRequest, _ number: UInt64, _ wanted: stat, mask: Int32) {
+    let change: GuestRequest.Change = { [self] () throws(Errno) in
+      let node = try nodes.node(number)
+      var applied = AttributeChange()
+      let reply: GuestReply
+      do throws(Errno) {
+        try apply(wanted, mask: mask, to: node, applied: &applied)
+        reply = .attributes(number, try Backing.status(node.descriptor))
+      } catch {
+        // What was done before the failing step is on this disk, so it must be on the other.
+        guard applied != AttributeChange() else { throw error }
+        reply = .error(error)
+      }
+      return AppliedChange(operation: .setAttributes(fileID(number), applied), reply: reply)
+    }
+    let isRange = mask & FUSE_SET_ATTR_SIZE != 0
+    sink.submit(
+      GuestRequest(request, file: fileID(number), isRange ? .range(wholeFile, change) : .name(change)))
+  }
+
+  /// Fills `applied` with the exact values after each step that worked.
+  private func apply(
+    _ wanted: stat, mask: Int32, to node: Node, applied: inout AttributeChange
+  ) throws(Errno) {
+    if mask & FUSE_SET_ATTR_SIZE != 0 {
+      guard node.isRegular, wanted.st_size >= 0 else { throw Errno(EINVAL) }
+      try Backing.setSize(node.descriptor, UInt64(wanted.st_size))
+      applied.size = UInt64(wanted.st_size)
+    }
+    if mask & (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID) != 0 {
+      let user = mask & FUSE_SET_ATTR_UID != 0 ? wanted.st_uid : uid_t.max
+      let group = mask & FUSE_SET_ATTR_GID != 0 ? wanted.st_gid : gid_t.max
+      try Backing.setOwner(node.descriptor, user: user, group: group)
+    }
+    if mask & FUSE_SET_ATTR_MODE != 0 { try Backing.setMode(node.descriptor, wanted.st_mode) }
+    if mask & (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID | FUSE_SET_ATTR_MODE) != 0 {
+      // All three, as they are now: a change of owner may have changed the mode.
+      let status = try Backing.status(node.descriptor)
+      applied.owner = status.st_uid
+      applied.group = status.st_gid
+      if node.type != S_IFLNK { applied.mode = UInt32(status.st_mode & 0o7777) }
+    }
+    try setTimes(node, wanted, mask: mask)
+    let status = try Backing.status(node.descriptor)
+    applied.accessed = FileTime(status.st_atim)
+    applied.modified = FileTime(status.st_mtim)
+  }
+
+  private func setTimes(_ node: Node, _ wanted: stat, mask: Int32) throws(Errno) {
+    let all = FUSE_SET_ATTR_ATIME | FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_ATIME_NOW | FUSE_SET_ATTR_MTIME_NOW
+    guard mask & all != 0 else { return }
+    func time(_ given: timespec, _ set: Int32, _ now: Int32) -> timespec {
+      if mask & now != 0 { return timespec(tv_sec: 0, tv_nsec: Int(VMHA_UTIME_NOW)) }
+      return mask & set != 0 ? given : timespec(tv_sec: 0, tv_nsec: Int(VMHA_UTIME_OMIT))
+    }
+    try Backing.setTimes(
+      node.descriptor, access: time(wanted.st_atim, FUSE_SET_ATTR_ATIME, FUSE_SET_ATTR_ATIME_NOW),
+      modification: time(wanted.st_mtim, FUSE_SET_ATTR_MTIME, FUSE_SET_ATTR_MTIME_NOW))
+  }
+}
+
+/// What a change of a file's length is ordered against.
+let wholeFile: Range<UInt64> = 0..<UInt64.max

@@ -1,0 +1,137 @@
+import CFuse3
+import Glibc
+import Replication
+
+/// Requests that change nothing: served from the backing directory at once, whatever the policy is.
+extension FileServer {
+  func lookUp(_ request: KernelRequest, parent: UInt64, name: [UInt8]) {
+    do throws(Errno) {
+      guard let component = FileName(name) else { throw Errno(name.count > FileName.bytesMax ? ENAMETOOLONG : EINVAL) }
+      let folder = try nodes.node(parent)
+      let (node, status) = try nodes.remember(try Backing.lookUp(folder.descriptor, component.bytes))
+      answer(request, .entry(node, status))
+    } catch { fail(request, error) }
+  }
+
+  func getAttributes(_ request: KernelRequest, _ number: UInt64) {
+    do throws(Errno) {
+      answer(request, .attributes(number, try Backing.status(try nodes.node(number).descriptor)))
+    } catch { fail(request, error) }
+  }
+
+  func readLink(_ request: KernelRequest, _ number: UInt64) {
+    do throws(Errno) {
+      let target = try Backing.linkTarget(try nodes.node(number).descriptor)
+      let text = target.map { CChar(bitPattern: $0) } + [0]
+      fuse_reply_readlink(request.raw, text)
+    } catch { fail(request, error) }
+  }
+
+  func open(_ request: KernelRequest, _ number: UInt64, flags: Int32) {
+    do throws(Errno) {
+      let node = try nodes.node(number)
+      guard node.isRegular else { throw Errno(EPERM) }
+      // O_DIRECT would need aligned buffers; appending is the kernel's work; truncating comes as a request of its own.
+      let stripped = flags & O_ACCMODE
+      let descriptor = try Backing.reopen(node.descriptor, flags: stripped)
+      opened(descriptor)
+      if vmha_reply_open(request.raw, UInt64(descriptor)) == -ENOENT { closed(descriptor) }
+    } catch { fail(request, error) }
+  }
+
+  func read(
+    _ request: KernelRequest, descriptor: Int32, size: Int, offset: off_t, buffer: UnsafeMutableRawBufferPointer
+  ) {
+    do throws(Errno) {
+      guard offset >= 0 else { throw Errno(EINVAL) }
+      let part = UnsafeMutableRawBufferPointer(rebasing: buffer[..<min(size, buffer.count)])
+      let count = try Backing.readAll(descriptor, into: part, at: UInt64(offset))
+      fuse_reply_buf(request.raw, part.baseAddress?.assumingMemoryBound(to: CChar.self), count)
+    } catch { fail(request, error) }
+  }
+
+  func release(_ request: KernelRequest, descriptor: Int32) {
+    closed(descriptor)
+    fuse_reply_err(request.raw, 0)
+  }
+
+  func openFolder(_ request: KernelRequest, _ number: UInt64, info: UnsafeMutablePointer<fuse_file_info>) {
+    do throws(Errno) {
+      let descriptor = try Backing.reopen(try nodes.node(number).descriptor, flags: O_RDONLY | O_DIRECTORY)
+      guard let stream = fdopendir(descriptor) else {
+        let error = Errno.last
+        close(descriptor)
+        throw error
+      }
+      let handle = DirectoryStream(stream).handle()
+      openedFolder(handle)
+      info.pointee.fh = handle
+      if fuse_reply_open(request.raw, info) == -ENOENT { endFolder(handle) }
+    } catch { fail(request, error) }
+  }
+
+  func readFolder(
+    _ request: KernelRequest, handle: UInt64, size: Int, offset: off_t, buffer: UnsafeMutableRawBufferPointer
+  ) {
+    do throws(Errno) {
+      guard let stream = DirectoryStream.borrow(handle) else { throw Errno(EBADF) }
+      let part = UnsafeMutableRawBufferPointer(rebasing: buffer[..<min(size, buffer.count)])
+      let used = try stream.fill(part, from: offset, request: request.raw)
+      fuse_reply_buf(request.raw, part.baseAddress?.assumingMemoryBound(to: CChar.self), used)
+    } catch { fail(request, error) }
+  }
+
+  func releaseFolder(_ request: KernelRequest, handle: UInt64) {
+    endFolder(handle)
+    fuse_reply_err(request.raw, 0)
+  }
+
+  private func endFolder(_ handle: UInt64) {
+    if closedFolder(handle) { DirectoryStream.take(handle)?.end() }
+  }
+
+  func statistics(_ request: KernelRequest, _ number: UInt64) {
+    do throws(Errno) {
+      let node = try nodes.node(number)
+      var answer = statvfs()
+      _ = try retrying { fstatvfs(node.descriptor, &answer) }
+      fuse_reply_statfs(request.raw, &answer)
+    } catch { fail(request, error) }
+  }
+
+  func getExtendedAttribute(_ request: KernelRequest, _ number: UInt64, name: [UInt8], size: Int) {
+    readExtended(request, number, size: size) { (object, buffer) throws(Errno) in
+      try Backing.getAttribute(object, name, into: buffer)
+    }
+  }
+
+  func listExtendedAttributes(_ request: KernelRequest, _ number: UInt64, size: Int) {
+    readExtended(request, number, size: size) { (object, buffer) throws(Errno) in
+      try Backing.listAttributes(object, into: buffer.bindMemory(to: CChar.self))
+    }
+  }
+
+  private func readExtended(
+    _ request: KernelRequest, _ number: UInt64, size: Int,
+    _ read: (Int32, UnsafeMutableRawBufferPointer) throws(Errno) -> Int
+  ) {
+    do throws(Errno) {
+      let node = try nodes.node(number)
+      guard node.type != S_IFLNK else { throw Errno(ENOTSUP) }
+      if size == 0 {
+        fuse_reply_xattr(request.raw, try read(node.descriptor, UnsafeMutableRawBufferPointer(start: nil, count: 0)))
+        return
+      }
+      let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: min(size, attributeBytesMax), alignment: 8)
+      defer { buffer.deallocate() }
+      let count = try read(node.descriptor, buffer)
+      fuse_reply_buf(request.raw, buffer.baseAddress?.assumingMemoryBound(to: CChar.self), count)
+    } catch { fail(request, error) }
+  }
+
+  func seek(_ request: KernelRequest, descriptor: Int32, offset: off_t, whence: Int32) {
+    do throws(Errno) {
+      fuse_reply_lseek(request.raw, try retrying { lseek(descriptor, offset, whence) })
+    } catch { fail(request, error) }
+  }
+}

@@ -1,0 +1,146 @@
+import CFuse3
+import Glibc
+import Replication
+import Synchronization
+
+/// Where requests that change something go: the mirror in an engine.
+protocol GuestRequestSink: Sendable {
+  func submit(_ request: GuestRequest)
+  /// The file has no name and no user left. Closes the descriptor, which keeps its id from being used again, when the
+  /// peer can no longer mistake one for the other.
+  func forgotten(_ file: FileID, descriptor: Int32)
+}
+
+/// Serves one mounted tree from a backing directory: reads at once, changes through the sink.
+final class FileServer: Sendable {
+  let nodes: NodeTable
+  let sink: any GuestRequestSink
+  /// Data descriptors and directory streams that are open, so that a forced unmount can close them.
+  private let handles = Mutex(Set<Int32>())
+  private let folders = Mutex(Set<UInt64>())
+
+  init(root: Int32, sink: any GuestRequestSink) throws(Errno) {
+    nodes = try NodeTable(root: root)
+    self.sink = sink
+  }
+
+  func fileID(_ number: UInt64) -> FileID { FileID(rawValue: number) }
+
+  func opened(_ descriptor: Int32) { handles.withLock { _ = $0.insert(descriptor) } }
+  func closed(_ descriptor: Int32) {
+    guard handles.withLock({ $0.remove(descriptor) }) != nil else { return }
+    close(descriptor)
+  }
+  func openedFolder(_ handle: UInt64) { folders.withLock { _ = $0.insert(handle) } }
+  func closedFolder(_ handle: UInt64) -> Bool { folders.withLock { $0.remove(handle) } != nil }
+
+  /// Open data handles; a folder being listed counts too.
+  var openCount: Int { handles.withLock { $0.count } + folders.withLock { $0.count } }
+
+  /// After the kernel's connection is gone and every request is answered.
+  func closeAll() {
+    let open = handles.withLock { set in
+      let all = set
+      set = []
+      return all
+    }
+    for descriptor in open { close(descriptor) }
+    let streams = folders.withLock { set in
+      let all = set
+      set = []
+      return all
+    }
+    for handle in streams { DirectoryStream.take(handle)?.end() }
+    nodes.closeAll()
+  }
+
+  func dispose(_ node: Node) {
+    if let status = try? Backing.status(node.descriptor), status.st_nlink == 0 {
+      sink.forgotten(fileID(node.number), descriptor: node.descriptor)
+    } else {
+      close(node.descriptor)
+    }
+  }
+
+  // MARK: answers
+
+  func fail(_ request: KernelRequest, _ error: Errno) { fuse_reply_err(request.raw, error.code) }
+
+  /// Answers the kernel. Never called twice for one request.
+  func answer(_ request: KernelRequest, _ reply: GuestReply) {
+    switch reply {
+    case .done: fuse_reply_err(request.raw, 0)
+    case .error(let error): fuse_reply_err(request.raw, error.code)
+    case .written(let count): fuse_reply_write(request.raw, count)
+    case .attributes(let number, var status):
+      status.st_ino = ino_t(number)
+      fuse_reply_attr(request.raw, &status, Double(kernelCacheSeconds))
+    case .entry(let node, var status):
+      status.st_ino = ino_t(node.number)
+      var entry = fuse_entry_param()
+      entry.ino = fuse_ino_t(node.number)
+      entry.attr = status
+      entry.attr_timeout = Double(kernelCacheSeconds)
+      entry.entry_timeout = Double(kernelCacheSeconds)
+      // The kernel gave the request up: it will never forget what it never got.
+      if fuse_reply_entry(request.raw, &entry) == -ENOENT { forget(node.number, count: 1) }
+    case .created(let node, var status, let descriptor):
+      let code = vmha_reply_create(request.raw, node.number, &status, kernelCacheSeconds, UInt64(descriptor))
+      if code == -ENOENT {
+        closed(descriptor)
+        forget(node.number, count: 1)
+      }
+    }
+  }
+
+  func forget(_ number: UInt64, count: UInt64) {
+    if let node = nodes.forget(number, count: count) { dispose(node) }
+  }
+}
+
+/// A directory being listed; its address is the kernel's handle.
+final class DirectoryStream: @unchecked Sendable {
+  private let stream: OpaquePointer
+  private let lock = Mutex(())
+
+  init(_ stream: OpaquePointer) { self.stream = stream }
+
+  func handle() -> UInt64 { UInt64(UInt(bitPattern: Unmanaged.passRetained(self).toOpaque())) }
+  static func borrow(_ handle: UInt64) -> DirectoryStream? {
+    UnsafeRawPointer(bitPattern: UInt(handle)).map { Unmanaged<DirectoryStream>.fromOpaque($0).takeUnretainedValue() }
+  }
+  static func take(_ handle: UInt64) -> DirectoryStream? {
+    UnsafeRawPointer(bitPattern: UInt(handle)).map { Unmanaged<DirectoryStream>.fromOpaque($0).takeRetainedValue() }
+  }
+
+  var descriptor: Int32 { dirfd(stream) }
+  func end() { closedir(stream) }
+
+  /// Fills `buffer` with entries from `offset` on, as libfuse packs them; answers the bytes used.
+  func fill(_ buffer: UnsafeMutableRawBufferPointer, from offset: off_t, request: fuse_req_t) throws(Errno) -> Int {
+    let result: Result<Int, Errno> = lock.withLock { _ in
+      seekdir(stream, Int(offset))
+      var used = 0
+      while true {
+        errno = 0
+        guard let entry = readdir(stream) else {
+          return errno == 0 || used > 0 ? .success(used) : .failure(.last)
+        }
+        var status = stat()
+        status.st_ino = entry.pointee.d_ino
+        status.st_mode = mode_t(entry.pointee.d_type) << 12
+        let space = buffer.count - used
+        let start = buffer.baseAddress?.advanced(by: used).assumingMemoryBound(to: CChar.self)
+        let next = entry.pointee.d_off
+        let size = withUnsafePointer(to: &entry.pointee.d_name) { pointer in
+          pointer.withMemoryRebound(to: CChar.self, capacity: 256) { name in
+            fuse_add_direntry(request, start, space, name, &status, next)
+          }
+        }
+        if size > space { return .success(used) }
+        used += size
+      }
+    }
+    return try result.get()
+  }
+}

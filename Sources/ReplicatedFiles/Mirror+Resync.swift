@@ -1,0 +1,352 @@
+import CFuse3
+import Glibc
+import HostSystem
+import Model
+import Replication
+import Synchronization
+
+/// A file descriptor that is closed with its last owner.
+final class OwnedDescriptor: Sendable {
+  let number: Int32
+  init(_ number: Int32) { self.number = number }
+  deinit { close(number) }
+}
+
+/// A full copy on its way to the target.
+struct ResyncState {
+  /// Stands for the copy where the range order knows requests by their address.
+  static let requestBits: UInt64 = 0
+
+  let session: SessionID
+  var plan: ResyncPlan
+  /// The piece being copied has its turn in its file.
+  var isRangeHeld = false
+  var removed: Set<FileID> = []
+  /// Changes with each acknowledgement.
+  var acknowledgements: UInt64 = 0
+}
+
+/// The source of a resync: manifest, then all contents in pieces, in order with the guest's writes.
+extension Mirror {
+  /// Data on its way while the guest is waiting for something: small, so that its requests do not queue behind the copy.
+  static let busyWindowBytes = 2 << 20
+  static let progressInterval: Duration = .milliseconds(500)
+  /// Local writes that were accepted before the manifest are applied within this time, or the resync is refused.
+  static let drainTimeout: Duration = .seconds(30)
+
+  /// Runs on a thread of its own until everything is copied and the policy is `settling`; throws when the session is lost
+  /// or the tree cannot be read.
+  func resync(
+    _ id: SessionID, root: Int32, progress: (ResyncProgress) -> Void
+  ) throws(EngineError) {
+    try holdChanges(id)
+    var files: [FileID: OwnedDescriptor]
+    do throws(EngineError) {
+      files = try beginCopy(id, root: root)
+    } catch {
+      releaseChanges()
+      throw error
+    }
+    isCopying.store(true, ordering: .relaxed)
+    defer {
+      isCopying.store(false, ordering: .relaxed)
+      state.withLock { $0.copy = nil }
+    }
+    resumeParked()
+    do throws(EngineError) {
+      try copyAll(id, &files, progress)
+    } catch {
+      throw EngineError(error.code, "the resync stopped: \(error.message)")
+    }
+    // R8.1: from here on both must have every write.
+    var effects = Effects()
+    let refusal = state.withLock { state -> AcknowledgeError? in
+      defer { conclude(&state, &effects) }
+      do throws(AcknowledgeError) {
+        let wasDraining = state.machine.isDraining
+        try state.machine.setPolicy(.settling(id), completions: &effects.completions)
+        if wasDraining { state.machine.beginDrain() }
+        return nil
+      } catch { return error }
+    }
+    settleAndRun(effects)
+    if let refusal { throw EngineError(.state, "the resync stopped at its end: \(refusal)") }
+  }
+
+  /// Everything that changes the tree waits until the manifest is read; it ends with `releaseChanges` or `beginCopy`.
+  private func holdChanges(_ id: SessionID) throws(EngineError) {
+    let refusal = state.withLock { state -> String? in
+      guard state.session?.id == id else { return "session \(id) is over" }
+      guard state.machine.policy == .alone else { return "the policy is \(state.machine.policy), it has to be alone" }
+      guard !state.machine.isDraining, state.copy == nil else { return "a drain or another resync is in progress" }
+      state.machine.beginDrain()
+      return nil
+    }
+    if let refusal { throw EngineError(.busy, "cannot start a resync: \(refusal)") }
+    let isStill = state.wait(timeout: Self.drainTimeout) { state -> Bool? in
+      guard state.session?.id == id else { return false }
+      return state.machine.unfinishedMutations == 0 ? true : nil
+    }
+    guard isStill == true else {
+      releaseChanges()
+      let why = isStill == nil ? "local writes hang" : "the session was lost"
+      throw EngineError(.busy, "cannot start a resync: \(why)")
+    }
+  }
+
+  private func releaseChanges() {
+    var effects = Effects()
+    state.withLock { state in
+      guard !state.isDrainWanted else { return }
+      // The policy it has anyway: only the drain ends. Cannot be refused.
+      do throws(AcknowledgeError) {
+        try state.machine.setPolicy(state.machine.policy, completions: &effects.completions)
+      } catch { Log.note("resync: \(error)") }
+      conclude(&state, &effects)
+    }
+    settleAndRun(effects)
+    resumeParked()
+  }
+
+  private func beginCopy(_ id: SessionID, root: Int32) throws(EngineError) -> [FileID: OwnedDescriptor] {
+    guard let session = state.withLock({ $0.session }), session.id == id else {
+      throw EngineError(.link, "the session was lost")
+    }
+    var descriptors: [FileID: OwnedDescriptor] = [:]
+    var files: [ResyncFile] = []
+    try sendManifest(root: root, to: session, identityOnly: false) { (found) throws(EngineError) in
+      guard found.type == S_IFREG, descriptors[found.id] == nil else { return }
+      let copy = dup(found.descriptor)
+      guard copy >= 0 else { throw EngineError(.backing, "cannot keep '\(found.path)' open: \(Errno.last)") }
+      descriptors[found.id] = OwnedDescriptor(copy)
+      files.append(
+        ResyncFile(
+          file: found.id, size: UInt64(found.status.st_size), allocated: UInt64(found.status.st_blocks) * 512))
+    }
+    let plan = ResyncPlan(files: files, now: monotonicNow())
+    var effects = Effects()
+    let refusal = state.withLock { state -> AcknowledgeError? in
+      defer { conclude(&state, &effects) }
+      do throws(AcknowledgeError) {
+        try state.machine.setPolicy(.resyncing(id), completions: &effects.completions)
+        if state.isDrainWanted { state.machine.beginDrain() }
+        state.copy = ResyncState(session: id, plan: plan)
+        return nil
+      } catch { return error }
+    }
+    settleAndRun(effects)
+    if let refusal { throw EngineError(.state, "cannot start a resync: \(refusal)") }
+    return descriptors
+  }
+
+  /// Tells the peer the tree, with its ids. Nothing may change it meanwhile.
+  func sendManifest(
+    root: Int32, to session: PeerSession, identityOnly: Bool,
+    _ use: (FoundObject) throws(EngineError) -> Void = { (_) throws(EngineError) in }
+  ) throws(EngineError) {
+    var folders: [TreePath: FileID] = [:]
+    var seen: Set<FileID> = []
+    var (entries, attributes): (UInt32, UInt32) = (0, 0)
+    session.enqueue(FrameHead.bytes(.manifestBegin(identityOnly: identityOnly), session: session.id))
+    try TreeWalk.visit(root: root) { (found) throws(EngineError) in
+      if found.type == S_IFDIR { folders[found.path] = found.id }
+      let parent = found.path.parent.flatMap { folders[$0] }
+      session.enqueue(FrameHead.bytes(.manifestEntry(ManifestEntry(found, parent: parent)), session: session.id))
+      entries += 1
+      if seen.insert(found.id).inserted {
+        for (name, value) in try TreeWalk.extendedAttributes(found) {
+          session.enqueue(
+            FrameHead.bytes(.manifestAttribute(found.id, name: name, value: value), session: session.id))
+          attributes += 1
+        }
+      }
+      try use(found)
+      guard !session.hasEnded else { throw EngineError(.link, "the session was lost") }
+    }
+    session.enqueue(
+      FrameHead.bytes(.manifestEnd(entries: entries, attributes: attributes), session: session.id))
+    state.withLock { $0.unmirrored = Set(($0.server?.nodes.orphans() ?? []).map { FileID(rawValue: $0) }) }
+    session.push()
+  }
+
+  // MARK: contents
+
+  private func copyAll(
+    _ id: SessionID, _ files: inout [FileID: OwnedDescriptor], _ progress: (ResyncProgress) -> Void
+  ) throws(EngineError) {
+    var open: [FileID: OwnedDescriptor] = [:]
+    var lastProgress = monotonicNow()
+    while true {
+      let now = monotonicNow()
+      let (step, count, report) = state.withLock { state -> (ResyncPlan.Step?, UInt64, ResyncProgress?) in
+        guard state.session?.id == id, state.copy?.session == id else { return (nil, 0, nil) }
+        let isBusy = state.machine.requestsInFlight > 0
+        state.copy?.plan.windowBytes = isBusy ? Self.busyWindowBytes : ResyncPlan.windowBytesDefault
+        let isDue = now - lastProgress >= Self.progressInterval
+        let report = isDue ? state.copy?.plan.progress(now: now) : nil
+        return (state.copy?.plan.next(), state.copy?.acknowledgements ?? 0, report)
+      }
+      guard let step else { throw EngineError(.link, "the session was lost") }
+      if let report {
+        lastProgress = now
+        progress(report)
+      }
+      switch step {
+      case .scan(let file, let from):
+        scan(file, from: from, try reader(file, files, &open))
+      case .copy(let piece):
+        try copy(piece, id, try reader(piece.file, files, &open))
+      case .fileSent(let file):
+        open[file] = nil
+        if let object = files.removeValue(forKey: file) { sendTimes(file, object) }
+      case .wait:
+        _ = state.wait(timeout: .milliseconds(100)) { state -> Bool? in
+          state.session?.id != id || state.copy?.acknowledgements != count ? true : nil
+        }
+      case .done:
+        if let report = state.withLock({ $0.copy?.plan.progress(now: monotonicNow()) }) { progress(report) }
+        return
+      }
+    }
+  }
+
+  private func reader(
+    _ file: FileID, _ files: [FileID: OwnedDescriptor], _ open: inout [FileID: OwnedDescriptor]
+  ) throws(EngineError) -> Int32 {
+    if let descriptor = open[file] { return descriptor.number }
+    guard let object = files[file] else { throw EngineError(.state, "\(file) is not part of the copy") }
+    do throws(Errno) {
+      let descriptor = OwnedDescriptor(try Backing.reopen(object.number, flags: O_RDONLY))
+      open[file] = descriptor
+      return descriptor.number
+    } catch {
+      throw EngineError(.backing, "cannot read \(Backing.pathForMessage(object.number)): \(error)")
+    }
+  }
+
+  private func scan(_ file: FileID, from: UInt64, _ descriptor: Int32) {
+    var status = stat()
+    // A size of zero when it cannot be told would skip contents; the largest makes the copy read, and say what is wrong.
+    let size = fstat(descriptor, &status) == 0 ? UInt64(status.st_size) : UInt64(Int64.max)
+    var data: Range<UInt64>?
+    let start = vmha_seek_data(descriptor, off_t(from))
+    if start >= 0 {
+      let end = vmha_seek_hole(descriptor, start)
+      data = UInt64(start)..<(end > start ? UInt64(end) : size)
+    } else if errno != ENXIO {
+      // The file system cannot tell: everything is data.
+      data = from < size ? from..<size : nil
+    }
+    state.withLock { $0.copy?.plan.scanned(file, from: from, data: data, size: size) }
+  }
+
+  private enum Content {
+    case data(Payload)
+    case zeros(UInt64)
+    case nothing
+    case stale
+  }
+
+  private func copy(_ piece: ResyncPiece, _ id: SessionID, _ descriptor: Int32) throws(EngineError) {
+    let ticket = state.withLock { state -> RangeOrder.Ticket in
+      let (ticket, startsNow) = state.orders[piece.file, default: RangeOrder()]
+        .admit(piece.range, request: ResyncState.requestBits)
+      state.copy?.isRangeHeld = startsNow
+      return ticket
+    }
+    // Held back by a write that is being applied here; that ends without the peer.
+    let isHeld = state.wait(timeout: Self.drainTimeout) { $0.copy?.isRangeHeld == true ? true : nil }
+    var content = Content.nothing
+    var failure: EngineError?
+    if isHeld == true {
+      do throws(Errno) { content = try read(piece, descriptor) } catch {
+        failure = EngineError(.backing, "cannot read \(Backing.pathForMessage(descriptor)): \(error)")
+        observer.diskError("read", Backing.pathForMessage(descriptor), error)
+      }
+    } else {
+      failure = EngineError(.state, "a write to \(Backing.pathForMessage(descriptor)) hangs")
+    }
+    var effects = Effects()
+    state.withLock { state in
+      if failure == nil { send(piece, content, id, &state) }
+      release(ticket, of: piece.file, &state, &effects)
+      conclude(&state, &effects)
+    }
+    settleAndRun(effects)
+    if let failure { throw failure }
+  }
+
+  private func read(_ piece: ResyncPiece, _ descriptor: Int32) throws(Errno) -> Content {
+    guard !piece.isHole else {
+      let start = vmha_seek_data(descriptor, off_t(piece.offset))
+      return start >= 0 && UInt64(start) < piece.offset + piece.length ? .stale : .zeros(piece.length)
+    }
+    var count = 0
+    var isZero = false
+    let payload = try Payload(byteCount: Int(piece.length)) { (buffer) throws(Errno) in
+      count = try Backing.readAll(descriptor, into: buffer, at: piece.offset)
+      isZero = isAllZero(UnsafeRawBufferPointer(rebasing: buffer[..<count]))
+    }
+    guard count > 0 else { return .nothing }
+    if isZero { return .zeros(UInt64(count)) }
+    guard count < payload.count else { return .data(payload) }
+    return .data(Payload(copying: UnsafeRawBufferPointer(rebasing: payload.bytes[..<count])))
+  }
+
+  /// Under the lock, while the range is held: the piece takes its place in the stream before any later write to it.
+  private func send(_ piece: ResyncPiece, _ content: Content, _ id: SessionID, _ state: inout State) {
+    guard state.session?.id == id, var copy = state.copy else { return }
+    state.copy = nil
+    defer { state.copy = copy }
+    guard !copy.removed.contains(piece.file) else { return copy.plan.skip(piece) }
+    switch content {
+    case .nothing: copy.plan.skip(piece)
+    case .stale: copy.plan.stale(piece)
+    case .zeros(let length):
+      let sequence = copy.plan.send(piece, bytes: 0)
+      state.session?.enqueue(headBytesMax: FrameLimits.smallHeadBytesMax) {
+        FrameHead.resyncZero(
+          into: $0, session: id, sequence: sequence, file: piece.file, offset: piece.offset, length: length)
+      }
+    case .data(let payload):
+      let sequence = copy.plan.send(piece, bytes: UInt64(payload.count))
+      state.session?.enqueue(
+        headBytesMax: FrameLimits.smallHeadBytesMax,
+        {
+          FrameHead.resyncData(
+            into: $0, session: id, sequence: sequence, file: piece.file, offset: piece.offset,
+            dataLength: payload.count)
+        }, payload: payload)
+    }
+  }
+
+  /// The copy has changed the target's times; it gets those of the source.
+  private func sendTimes(_ file: FileID, _ object: OwnedDescriptor) {
+    submit(
+      GuestRequest(file: file) { () throws(Errno) in
+        let status = try Backing.status(object.number)
+        // Removed meanwhile: nothing to tell. Removals are changes of names too, so this cannot change before it is sent.
+        guard status.st_nlink > 0 else { throw Errno(ENOENT) }
+        let change = AttributeChange(accessed: FileTime(status.st_atim), modified: FileTime(status.st_mtim))
+        return AppliedChange(operation: .setAttributes(file, change), reply: .done)
+      } whenDone: { _ in
+      })
+  }
+
+  func resyncAcknowledged(_ frame: FrameView) throws {
+    let now = monotonicNow()
+    try state.withLock { state in
+      // R1
+      guard state.session?.id == frame.header.session, state.copy?.session == frame.header.session else { return }
+      try frame.forEachRange { try state.copy?.plan.acknowledged($0, now: now) }
+      state.copy?.acknowledgements += 1
+    }
+    state.wake()
+  }
+}
+
+/// Compares with itself shifted by one, which the C library does at memory speed.
+private func isAllZero(_ bytes: UnsafeRawBufferPointer) -> Bool {
+  guard let base = bytes.baseAddress, bytes.count > 0, bytes[0] == 0 else { return false }
+  return memcmp(base, base + 1, bytes.count - 1) == 0
+}

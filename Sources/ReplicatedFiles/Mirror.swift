@@ -1,0 +1,343 @@
+import Glibc
+import HostSystem
+import Model
+import Replication
+import Synchronization
+
+/// The primary's write path: admits guest requests, keeps overlapping ones in order, applies them here, mirrors them into
+/// the session, and answers when R2 allows. Decisions are `AcknowledgeMachine`'s and `RangeOrder`'s; this is their lock
+/// and their I/O.
+final class Mirror: GuestRequestSink {
+  /// Bytes of guest writes held in memory, waiting ones included; beyond that no further write is taken from the kernel.
+  static let payloadBytesMax = 192 << 20
+
+  /// Bytes waiting for the link during a copy; above, guest writes wait. Close to the copy's own window, for a fair share.
+  static let copyQueueBytesMax = 4 << 20
+
+  /// What happened that the engine must know. Called without locks.
+  struct Observer: Sendable {
+    var drained: @Sendable () -> Void
+    /// R11, on this node's disk.
+    var diskError: @Sendable (_ operation: String, _ path: String, _ error: Errno) -> Void
+    /// The session must end.
+    var broken: @Sendable (_ session: SessionID, _ why: String) -> Void
+  }
+
+  struct State {
+    var machine = AcknowledgeMachine()
+    var session: PeerSession?
+    var orders: [FileID: RangeOrder] = [:]
+    var parked: [GuestRequest] = []
+    /// Admitted requests, kept alive until they complete.
+    var live: Set<UInt> = []
+    /// Requests being applied or fsynced here now, on whatever thread.
+    var running = 0
+    /// Changes when the machine is replaced: tokens of the old one mean nothing then.
+    var epoch = 0
+    /// Files without a name when the manifest was read: the replica does not have them.
+    var unmirrored: Set<FileID> = []
+    var isDrainWanted = false
+    var server: FileServer?
+    var copy: ResyncState?
+  }
+
+  /// What has to be done after the lock is left.
+  struct Effects {
+    var completions: [AcknowledgeMachine.Completion] = []
+    var started: [GuestRequest] = []
+    var isDrained = false
+    var session: PeerSession?
+    var wakes = false
+  }
+
+  let state = Guarded(State())
+  /// Changes of names happen one at a time, so that they are sent in the order they happened.
+  private let names = Mutex(())
+  private let payloadBytes = Atomic<Int>(0)
+  /// Threads that are telling the kernel an answer now.
+  let answering = Atomic<Int>(0)
+  let isCopying = Atomic<Bool>(false)
+  private let isTearingDown = Atomic<Bool>(false)
+  let bytesWritten = Atomic<UInt64>(0)
+  let observer: Observer
+
+  init(observer: Observer) { self.observer = observer }
+
+  // MARK: requests
+
+  func submit(_ request: GuestRequest) {
+    if request.bytes > 0 { awaitMemory(request.bytes) }
+    start(request)
+  }
+
+  private func start(_ request: GuestRequest) {
+    let (mayRun, session) = state.withLock { state in (admit(request, &state), state.session) }
+    if mayRun { run([request], session) }
+  }
+
+  func tearingDown(_ isTearingDown: Bool) { self.isTearingDown.store(isTearingDown, ordering: .relaxed) }
+
+  /// Parked requests that will never run.
+  func dropped(_ requests: [GuestRequest]) {
+    for request in requests { payloadBytes.subtract(request.bytes, ordering: .relaxed) }
+  }
+
+  func forgotten(_ file: FileID, descriptor: Int32) {
+    submit(
+      GuestRequest(file: file) { () throws(Errno) in
+        AppliedChange(operation: .forget(file), reply: .done)
+      } whenDone: { _ in
+        close(descriptor)
+      })
+  }
+
+  /// Bounds memory: the kernel keeps what is not taken from it.
+  private func awaitMemory(_ bytes: Int) {
+    while !isTearingDown.load(ordering: .relaxed),
+      payloadBytes.load(ordering: .relaxed) > Self.payloadBytesMax || isCopyBehind
+    { usleep(500) }
+    payloadBytes.add(bytes, ordering: .relaxed)
+  }
+
+  /// During a copy the guest does not wait for the peer's acknowledgements; if it is faster than the link, it must wait for
+  /// the queue, or the queue would grow without end and the copy would never get its share.
+  private var isCopyBehind: Bool {
+    guard isCopying.load(ordering: .relaxed) else { return false }
+    return state.withLock { $0.copy != nil ? $0.session?.queuedBytes ?? 0 : 0 } > Self.copyQueueBytesMax
+  }
+
+  /// Under the lock. True = run it now; false = it is parked or waits behind another.
+  func admit(_ request: GuestRequest, _ state: inout State) -> Bool {
+    let kind: AcknowledgeMachine.Kind
+    if case .flush = request.action { kind = .flush } else { kind = .mutation }
+    guard let token = state.machine.admit(request.bits, kind) else {
+      state.parked.append(request)
+      return false
+    }
+    request.retainForMachine()
+    state.live.insert(request.key)
+    request.token = token
+    let startsNow = place(request, token, &state)
+    if startsNow { state.running += 1 }
+    return startsNow
+  }
+
+  private func place(
+    _ request: GuestRequest, _ token: AcknowledgeMachine.Token, _ state: inout State
+  ) -> Bool {
+    switch request.action {
+    case .write(_, let offset, let payload):
+      return order(request, offset..<offset + UInt64(payload.count), &state)
+    case .range(let range, _):
+      return order(request, range, &state)
+    case .name: return true
+    case .flush:
+      if let dispatch = state.machine.send(token) {
+        let file = state.unmirrored.contains(request.file) ? nil : request.file
+        state.session?.enqueue(headBytesMax: FrameLimits.smallHeadBytesMax) {
+          FrameHead.flushRequest(into: $0, session: dispatch.session, sequence: dispatch.sequence, file: file)
+        }
+      }
+      return true
+    }
+  }
+
+  private func order(_ request: GuestRequest, _ range: Range<UInt64>, _ state: inout State) -> Bool {
+    let (ticket, startsNow) = state.orders[request.file, default: RangeOrder()].admit(range, request: request.bits)
+    request.ticket = ticket
+    if startsNow { begin(request, &state) }
+    return startsNow
+  }
+
+  /// Under the lock, when its turn in the file has come: a write is sent from here on, in this order.
+  private func begin(_ request: GuestRequest, _ state: inout State) {
+    guard case .write(_, let offset, let payload) = request.action, let token = request.token,
+      let dispatch = state.machine.send(token)
+    else { return }
+    guard !state.unmirrored.contains(request.file) else { return sendNothing(request.file, dispatch, state) }
+    state.session?.enqueue(
+      headBytesMax: FrameLimits.smallHeadBytesMax,
+      {
+        FrameHead.write(
+          into: $0, session: dispatch.session, sequence: dispatch.sequence, file: request.file, offset: offset,
+          dataLength: payload.count)
+      }, payload: payload)
+  }
+
+  /// A number without a change, for a file the replica does not have.
+  private func sendNothing(_ file: FileID, _ dispatch: AcknowledgeMachine.Dispatch, _ state: State) {
+    state.session?.enqueue(
+      FrameHead.bytes(.operation(.forget(file)), session: dispatch.session, sequence: dispatch.sequence))
+  }
+
+  /// Without locks. Applies here and finishes; then whatever this one held back.
+  func run(_ requests: [GuestRequest], _ session: PeerSession?) {
+    var next = requests
+    session?.push()
+    while let request = next.popLast() {
+      let effects: Effects
+      switch request.action {
+      case .write(let descriptor, let offset, let payload):
+        effects = write(request, descriptor, offset, payload)
+      case .range(_, let change):
+        effects = apply(request, change)
+      case .name(let change):
+        effects = names.withLock { _ in apply(request, change) }
+      case .flush(let descriptor, let dataOnly):
+        effects = flush(request, descriptor, dataOnly: dataOnly)
+      }
+      next += effects.started
+      settle(effects)
+    }
+  }
+
+  private func write(_ request: GuestRequest, _ descriptor: Int32, _ offset: UInt64, _ payload: Payload) -> Effects {
+    do throws(Errno) {
+      try Backing.writeAll(descriptor, payload.bytes, at: offset)
+      bytesWritten.add(UInt64(payload.count), ordering: .relaxed)
+      request.reply = .written(payload.count)
+      return finish(request, operation: nil, failure: nil)
+    } catch {
+      // The peer may have these bytes and this disk part of them: the copies differ until a resync.
+      failed("write", descriptor, error)
+      return finish(request, operation: nil, failure: error)
+    }
+  }
+
+  private func apply(_ request: GuestRequest, _ change: GuestRequest.Change) -> Effects {
+    do throws(Errno) {
+      let applied = try change()
+      request.reply = applied.reply
+      return finish(request, operation: applied.operation, failure: nil)
+    } catch {
+      if error.isDiskFailure { observer.diskError("change", "\(request.file)", error) }
+      return finish(request, operation: nil, failure: error)
+    }
+  }
+
+  private func flush(_ request: GuestRequest, _ descriptor: Int32, dataOnly: Bool) -> Effects {
+    do throws(Errno) {
+      try Backing.sync(descriptor, dataOnly: dataOnly)
+      return finish(request, operation: nil, failure: nil)
+    } catch {
+      failed("fsync", descriptor, error)
+      return finish(request, operation: nil, failure: error)
+    }
+  }
+
+  private func failed(_ operation: String, _ descriptor: Int32, _ error: Errno) {
+    let path = Backing.pathForMessage(descriptor)
+    if let session = state.withLock({ $0.session?.id }) {
+      observer.broken(session, "\(operation) of \(path) failed on this node: \(error)")
+    }
+    observer.diskError(operation, path, error)
+  }
+
+  private func finish(_ request: GuestRequest, operation: FileOperation?, failure: Errno?) -> Effects {
+    state.withLock { state in
+      var effects = Effects()
+      state.running -= 1
+      guard let token = request.token else { return effects }
+      if failure == nil, let operation { send(operation, of: request, token, &state) }
+      if let done = state.machine.localDone(token, result: failure?.code ?? 0) { effects.completions.append(done) }
+      if let ticket = request.ticket { release(ticket, of: request.file, &state, &effects) }
+      conclude(&state, &effects)
+      return effects
+    }
+  }
+
+  private func send(
+    _ operation: FileOperation, of request: GuestRequest, _ token: AcknowledgeMachine.Token, _ state: inout State
+  ) {
+    var sent = operation
+    if case .forget(let file) = operation {
+      // Its descriptor is closed after this, so its number can come back as another file only behind this frame.
+      state.copy?.plan.remove(file)
+      state.copy?.removed.insert(file)
+      state.unmirrored.remove(file)
+    } else if !state.unmirrored.isEmpty, let file = operation.subject, state.unmirrored.contains(file) {
+      sent = .forget(file)
+    }
+    guard let dispatch = state.machine.send(token) else { return }
+    state.session?.enqueue(
+      FrameHead.bytes(.operation(sent), session: dispatch.session, sequence: dispatch.sequence))
+  }
+
+  /// Under the lock: the range is free; what waited for it starts, and is sent in that order.
+  func release(_ ticket: RangeOrder.Ticket, of file: FileID, _ state: inout State, _ effects: inout Effects) {
+    var started: [RangeOrder.Started] = []
+    state.orders[file]?.complete(ticket, started: &started)
+    for item in started {
+      if item.request == ResyncState.requestBits {
+        state.copy?.isRangeHeld = true
+        effects.wakes = true
+        continue
+      }
+      let request = GuestRequest.borrow(item.request)
+      begin(request, &state)
+      state.running += 1
+      effects.started.append(request)
+    }
+    if state.orders[file]?.isEmpty == true { state.orders[file] = nil }
+  }
+
+  /// Under the lock, last: what must be noticed after any change of the machine.
+  func conclude(_ state: inout State, _ effects: inout Effects) {
+    effects.session = state.session
+    if state.isDrainWanted {
+      if state.machine.isDrained {
+        state.isDrainWanted = false
+        effects.isDrained = true
+      }
+    }
+    if state.machine.isDraining, state.machine.unfinishedMutations == 0 { effects.wakes = true }
+    if state.running == 0, isTearingDown.load(ordering: .relaxed) { effects.wakes = true }
+  }
+
+  /// Without locks: answers the kernel, wakes who waits.
+  func settle(_ effects: Effects) {
+    if effects.wakes { state.wake() }
+    effects.session?.push()
+    for completion in effects.completions { answer(completion) }
+    if effects.isDrained { observer.drained() }
+  }
+
+  /// Runs what a change outside of a request's own thread has started.
+  func settleAndRun(_ effects: Effects) {
+    settle(effects)
+    if !effects.started.isEmpty { run(effects.started, nil) }
+  }
+
+  private func answer(_ completion: AcknowledgeMachine.Completion) {
+    let request = GuestRequest.take(completion.request)
+    payloadBytes.subtract(request.bytes, ordering: .relaxed)
+    let server = state.withLock { state -> FileServer? in
+      state.live.remove(request.key)
+      guard !request.isAbandoned, request.kernel != nil, let server = state.server else { return nil }
+      answering.add(1, ordering: .relaxed)
+      return server
+    }
+    request.whenDone?(completion.result)
+    guard let server, let kernel = request.kernel else { return }
+    server.answer(kernel, completion.result == 0 ? request.reply : .error(Errno(completion.result)))
+    answering.subtract(1, ordering: .releasing)
+  }
+}
+
+extension Errno {
+  /// The disk, not the request, is at fault (R11).
+  var isDiskFailure: Bool { [EIO, EROFS, EUCLEAN, ENODEV, ENXIO].contains(code) }
+}
+
+extension FileOperation {
+  /// The file that is changed, if the operation is about one.
+  var subject: FileID? {
+    switch self {
+    case .write(let file, _, _), .setAttributes(let file, _), .allocate(let file, _, _, _),
+      .setExtendedAttribute(let file, _, _), .removeExtendedAttribute(let file, _), .forget(let file):
+      return file
+    case .create, .makeDirectory, .makeNode, .makeSymlink, .link, .unlink, .removeDirectory, .rename:
+      return nil
+    }
+  }
+}

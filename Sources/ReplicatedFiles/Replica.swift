@@ -1,0 +1,224 @@
+import CFuse3
+import Glibc
+import HostSystem
+import Model
+import Replication
+import Synchronization
+
+/// Applies the peer's stream, in order, and acknowledges it. The applying thread is the session's receiver; a second
+/// thread does the fsyncs, so that writes behind a flush are not held up, and a third writes dirty pages back every second.
+final class Replica: Sendable {
+  static let writebackInterval: Duration = .seconds(1)
+  /// Flush requests of the peer that wait for their fsync; a guest's are few.
+  static let flushesMax = 4096
+
+  private struct State {
+    var session: PeerSession?
+    var tree: ReplicaTree?
+    var collector: ManifestCollector?
+    var operations = AcknowledgeBatch()
+    var pieces = AcknowledgeBatch()
+    var flushes: [(sequence: UInt64, file: FileID?, session: PeerSession)] = []
+  }
+
+  private let root: Int32
+  private let state = Guarded(State())
+  private let diskError: @Sendable (_ operation: String, _ path: String, _ error: Errno) -> Void
+
+  /// `root` is borrowed: an O_PATH descriptor of the backing directory.
+  init(
+    root: Int32, diskError: @escaping @Sendable (_ operation: String, _ path: String, _ error: Errno) -> Void
+  ) throws {
+    self.root = root
+    self.diskError = diskError
+    try HostThread.start(name: "replica-flush") { [weak self] in Self.flushLoop { self } }
+    try HostThread.start(name: "replica-write") { [weak self] in Self.writebackLoop { self } }
+  }
+
+  var session: SessionID? { state.withLock { $0.session?.id } }
+
+  // MARK: role
+
+  func accept(_ session: PeerSession) {
+    state.withLock { state in
+      guard state.session?.id != session.id else { return }
+      state = State()
+      state.session = session
+    }
+  }
+
+  /// R1: when this returns, nothing of the session is applied any more, and nothing of it will be acknowledged.
+  func stop() {
+    state.withLock { $0 = State() }
+    state.wake()
+  }
+
+  // MARK: frames
+
+  /// Handles one frame of the primary under the lock that applies (R1). Throws a `PeerFailure` to tell the peer.
+  func handle(_ frame: FrameView, _ body: FrameBody) throws(PeerFailure) {
+    try state.withLock { (state) throws(PeerFailure) in
+      guard let session = state.session, session.id == frame.header.session else {
+        throw PeerFailure(.wrongRole, 0, "this node is not the replica in session \(frame.header.session)")
+      }
+      do throws(ReplicaFailure) {
+        try handle(frame, body, session, &state)
+      } catch {
+        switch error {
+        case .disk(let operation, let path, let cause):
+          diskError(operation, path, cause)
+          throw PeerFailure(.diskError, cause.code, "\(operation) of \(path): \(cause)")
+        case .diverged(let sentence): throw PeerFailure(.diverged, 0, sentence)
+        }
+      }
+    }
+  }
+
+  private func handle(
+    _ frame: FrameView, _ body: FrameBody, _ session: PeerSession, _ state: inout State
+  ) throws(ReplicaFailure) {
+    switch body {
+    case .operation(let operation):
+      try apply(operation, frame.data, &state)
+      state.operations.add(frame.header.sequence)
+    case .resyncData(let file, let offset):
+      guard state.tree != nil else { throw .diverged("contents came before a manifest") }
+      try state.tree?.write(file, offset, frame.data)
+      state.pieces.add(frame.header.sequence)
+    case .resyncZero(let file, let offset, let length):
+      guard state.tree != nil else { throw .diverged("contents came before a manifest") }
+      try state.tree?.zero(file, offset: offset, length: length)
+      state.pieces.add(frame.header.sequence)
+    case .flushRequest(let file):
+      guard state.flushes.count < Self.flushesMax else { throw .diverged("more than \(Self.flushesMax) flushes wait") }
+      state.flushes.append((frame.header.sequence, file, session))
+      self.state.wake()
+    case .manifestBegin, .manifestEntry, .manifestAttribute, .manifestEnd:
+      try collect(body, &state)
+    default: throw .diverged("a \(body.kind) frame is not for a replica")
+    }
+  }
+
+  private func apply(
+    _ operation: FileOperation, _ bytes: UnsafeRawBufferPointer, _ state: inout State
+  ) throws(ReplicaFailure) {
+    guard state.tree != nil else { throw .diverged("an operation came before a manifest") }
+    try state.tree?.apply(operation, bytes)
+  }
+
+  private func collect(_ body: FrameBody, _ state: inout State) throws(ReplicaFailure) {
+    var collector = state.collector ?? ManifestCollector()
+    state.collector = nil
+    let manifest: Manifest?
+    do throws(ManifestError) { manifest = try collector.take(body) } catch { throw .diverged(error.message) }
+    guard let manifest else {
+      state.collector = collector
+      return
+    }
+    try TreeRepair.apply(manifest, root: root)
+    var tree = ReplicaTree(root: root)
+    try tree.adopt(manifest)
+    state.tree = tree
+  }
+
+  /// Everything that had arrived is applied: tells the peer.
+  func acknowledge() {
+    let session = state.withLock { state -> PeerSession? in
+      guard let session = state.session, !(state.operations.isEmpty && state.pieces.isEmpty) else { return nil }
+      while !state.operations.isEmpty {
+        session.enqueue(headBytesMax: FrameLimits.acknowledgeHeadBytesMax) {
+          state.operations.take(into: $0, kind: .acknowledge, session: session.id)
+        }
+      }
+      while !state.pieces.isEmpty {
+        session.enqueue(headBytesMax: FrameLimits.acknowledgeHeadBytesMax) {
+          state.pieces.take(into: $0, kind: .resyncAcknowledge, session: session.id)
+        }
+      }
+      return session
+    }
+    session?.push()
+  }
+
+  // MARK: durability
+
+  private struct Flush {
+    let session: PeerSession
+    var sequences: [UInt64]
+    var objects: [ReplicaObject]
+  }
+
+  private static func flushLoop(_ replica: @escaping () -> Replica?) {
+    while let replica = replica() { replica.flushOnce() }
+  }
+
+  /// Takes all flushes that wait: one fsync of a file serves every request for it that came before.
+  private func flushOnce() {
+    let flush = state.wait(timeout: .seconds(1)) { state -> Flush? in
+      guard let session = state.flushes.first?.session else { return nil }
+      let waiting = state.flushes
+      state.flushes = []
+      var objects: [ObjectIdentifier: ReplicaObject] = [:]
+      for item in waiting {
+        if let file = item.file, let object = state.tree?.takeDirty(file) {
+          objects[ObjectIdentifier(object)] = object
+        } else {
+          for object in state.tree?.takeDirty() ?? [] { objects[ObjectIdentifier(object)] = object }
+        }
+      }
+      return Flush(session: session, sequences: waiting.map(\.sequence), objects: Array(objects.values))
+    }
+    guard let flush else { return }
+    var failure: (ReplicaObject, Errno)?
+    for object in flush.objects where object.type == S_IFREG || object.type == S_IFDIR {
+      do throws(Errno) { try Self.sync(object) } catch { failure = failure ?? (object, error) }
+    }
+    if let (object, error) = failure { diskError("fsync", Backing.pathForMessage(object.descriptor), error) }
+    let code = failure?.1.code ?? 0
+    for sequence in flush.sequences {
+      flush.session.enqueue(headBytesMax: FrameLimits.smallHeadBytesMax) {
+        FrameHead.flushAnswer(into: $0, session: flush.session.id, sequence: sequence, errno: code)
+      }
+    }
+    flush.session.push()
+  }
+
+  /// By a descriptor of its own: the applying thread may close the object's at any time.
+  private static func sync(_ object: ReplicaObject) throws(Errno) {
+    let file = OwnedDescriptor(
+      try Backing.reopen(object.descriptor, flags: object.type == S_IFDIR ? O_RDONLY | O_DIRECTORY : O_RDONLY))
+    try Backing.sync(file.number, dataOnly: false)
+  }
+
+  private static func writebackLoop(_ replica: @escaping () -> Replica?) {
+    while let replica = replica() {
+      replica.startWriteback()
+      _ = replica.state.wait(timeout: writebackInterval) { _ -> Bool? in nil }
+    }
+  }
+
+  /// So that the fsync before this node starts a guest is short (R4). Errors stay with the file, for the fsync to find.
+  private func startWriteback() {
+    let files = state.withLock { state -> [OwnedDescriptor] in
+      guard let tree = state.tree else { return [] }
+      return tree.dirty.values.compactMap { object in
+        guard object.needsWriteback, object.type == S_IFREG else { return nil }
+        object.needsWriteback = false
+        return object.data
+      }
+    }
+    for file in files { vmha_start_writeback(file.number) }
+  }
+}
+
+/// The session must end, and the peer is told why.
+struct PeerFailure: Error {
+  let code: FailureCode
+  let errno: Int32
+  let sentence: String
+  init(_ code: FailureCode, _ errno: Int32, _ sentence: String) {
+    self.code = code
+    self.errno = errno
+    self.sentence = sentence
+  }
+}

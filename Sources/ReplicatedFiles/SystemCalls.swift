@@ -1,0 +1,218 @@
+import CFuse3
+import Glibc
+
+/// An errno value, thrown by system calls that a guest's request maps to one to one.
+struct Errno: Error, Hashable, CustomStringConvertible {
+  let code: Int32
+  init(_ code: Int32) { self.code = code }
+  static var last: Errno { Errno(errno) }
+  var description: String { "\(String(cString: strerror(code))) (errno \(code))" }
+}
+
+/// Calls `body` until it is not interrupted by a signal; -1 becomes the errno.
+@inline(__always)
+func retrying<Value: SignedInteger>(_ body: () -> Value) throws(Errno) -> Value {
+  while true {
+    let value = body()
+    if value >= 0 { return value }
+    let code = errno
+    if code != EINTR { throw Errno(code) }
+  }
+}
+
+/// Names are bytes, as the kernel has them. `body` gets them with a terminating zero.
+func withName<Value>(
+  _ name: [UInt8], _ body: (UnsafePointer<CChar>) throws(Errno) -> Value
+) throws(Errno) -> Value {
+  let text = name.map { CChar(bitPattern: $0) } + [0]
+  var result: Result<Value, Errno> = .failure(Errno(EINVAL))
+  text.withUnsafeBufferPointer { buffer in
+    guard let base = buffer.baseAddress else { return }
+    do throws(Errno) { result = .success(try body(base)) } catch { result = .failure(error) }
+  }
+  return try result.get()
+}
+
+let symlinkBytesMax = 4095
+let attributeBytesMax = 65536
+
+/// System calls on objects below a backing directory. An object is named by an O_PATH descriptor, or by an O_PATH
+/// descriptor of its folder and a name; absolute paths and symbolic links are never followed.
+enum Backing {
+  static func openFolder(_ path: String) throws(Errno) -> Int32 {
+    try retrying { open(path, VMHA_O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC) }
+  }
+
+  static func lookUp(_ folder: Int32, _ name: [UInt8]) throws(Errno) -> Int32 {
+    try withName(name) { (text) throws(Errno) in
+      try retrying { openat(folder, text, VMHA_O_PATH | O_NOFOLLOW | O_CLOEXEC) }
+    }
+  }
+
+  /// A descriptor for reading or writing the data of an object known by an O_PATH descriptor.
+  static func reopen(_ object: Int32, flags: Int32) throws(Errno) -> Int32 {
+    let path = procPath(object)
+    // O_NOATIME keeps reads from writing to the disk; only an owner or root may ask for it.
+    do throws(Errno) { return try retrying { open(path, flags | VMHA_O_NOATIME | O_CLOEXEC) } } catch {
+      guard error.code == EPERM else { throw error }
+    }
+    return try retrying { open(path, flags | O_CLOEXEC) }
+  }
+
+  static func status(_ object: Int32) throws(Errno) -> stat {
+    var attributes = stat()
+    _ = try retrying { fstat(object, &attributes) }
+    return attributes
+  }
+
+  static func procPath(_ descriptor: Int32) -> String { "/proc/self/fd/\(descriptor)" }
+
+  /// For messages only.
+  static func pathForMessage(_ descriptor: Int32) -> String {
+    var bytes = [CChar](repeating: 0, count: 4096)
+    let count = readlink(procPath(descriptor), &bytes, bytes.count - 1)
+    guard count > 0 else { return "(descriptor \(descriptor))" }
+    return String(decoding: bytes[..<count].map { UInt8(bitPattern: $0) }, as: UTF8.self)
+  }
+
+  static func linkTarget(_ object: Int32) throws(Errno) -> [UInt8] {
+    var bytes = [CChar](repeating: 0, count: symlinkBytesMax + 1)
+    let count = try retrying { readlinkat(object, "", &bytes, bytes.count) }
+    return bytes[..<count].map { UInt8(bitPattern: $0) }
+  }
+
+  // MARK: names
+
+  /// Creates a regular file and opens it. Fails with EEXIST if the name is taken.
+  static func create(_ folder: Int32, _ name: [UInt8], flags: Int32, mode: mode_t) throws(Errno) -> Int32 {
+    try withName(name) { (text) throws(Errno) in
+      try retrying { openat(folder, text, flags | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode) }
+    }
+  }
+
+  static func makeFolder(_ folder: Int32, _ name: [UInt8], mode: mode_t) throws(Errno) {
+    try withName(name) { (text) throws(Errno) in _ = try retrying { mkdirat(folder, text, mode) } }
+  }
+
+  static func makeNode(_ folder: Int32, _ name: [UInt8], mode: mode_t) throws(Errno) {
+    try withName(name) { (text) throws(Errno) in _ = try retrying { mknodat(folder, text, mode, 0) } }
+  }
+
+  static func makeSymlink(_ folder: Int32, _ name: [UInt8], target: [UInt8]) throws(Errno) {
+    try withName(target) { (pointee) throws(Errno) in
+      try withName(name) { (text) throws(Errno) in _ = try retrying { symlinkat(pointee, folder, text) } }
+    }
+  }
+
+  static func makeLink(_ object: Int32, _ folder: Int32, _ name: [UInt8]) throws(Errno) {
+    try withName(name) { (text) throws(Errno) in
+      _ = try retrying { linkat(object, "", folder, text, VMHA_AT_EMPTY_PATH) }
+    }
+  }
+
+  static func remove(_ folder: Int32, _ name: [UInt8], isFolder: Bool) throws(Errno) {
+    try withName(name) { (text) throws(Errno) in
+      _ = try retrying { unlinkat(folder, text, isFolder ? AT_REMOVEDIR : 0) }
+    }
+  }
+
+  static func rename(
+    _ folder: Int32, _ name: [UInt8], to newFolder: Int32, _ newName: [UInt8], flags: UInt32
+  ) throws(Errno) {
+    try withName(name) { (from) throws(Errno) in
+      try withName(newName) { (to) throws(Errno) in
+        _ = try retrying { vmha_rename(folder, from, newFolder, to, flags) }
+      }
+    }
+  }
+
+  // MARK: attributes
+
+  static func setOwner(_ object: Int32, user: uid_t, group: gid_t) throws(Errno) {
+    _ = try retrying { fchownat(object, "", user, group, VMHA_AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) }
+  }
+
+  static func setMode(_ object: Int32, _ mode: mode_t) throws(Errno) {
+    let path = procPath(object)
+    _ = try retrying { chmod(path, mode & 0o7777) }
+  }
+
+  static func setSize(_ object: Int32, _ size: UInt64) throws(Errno) {
+    guard let length = off_t(exactly: size) else { throw Errno(EFBIG) }
+    let path = procPath(object)
+    _ = try retrying { truncate(path, length) }
+  }
+
+  static func setTimes(_ object: Int32, access: timespec, modification: timespec) throws(Errno) {
+    let times = [access, modification]
+    _ = try retrying { utimensat(object, "", times, VMHA_AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) }
+  }
+
+  // MARK: extended attributes (not of symbolic links: there is no way to name them by descriptor)
+
+  static func getAttribute(
+    _ object: Int32, _ name: [UInt8], into buffer: UnsafeMutableRawBufferPointer
+  ) throws(Errno) -> Int {
+    let path = procPath(object)
+    return try withName(name) { (text) throws(Errno) in
+      try retrying { getxattr(path, text, buffer.baseAddress, buffer.count) }
+    }
+  }
+
+  static func listAttributes(
+    _ object: Int32, into buffer: UnsafeMutableBufferPointer<CChar>
+  ) throws(Errno) -> Int {
+    let path = procPath(object)
+    return try retrying { listxattr(path, buffer.baseAddress, buffer.count) }
+  }
+
+  static func setAttribute(_ object: Int32, _ name: [UInt8], _ value: [UInt8], flags: Int32) throws(Errno) {
+    let path = procPath(object)
+    try withName(name) { (text) throws(Errno) in
+      _ = try retrying { setxattr(path, text, value, value.count, flags) }
+    }
+  }
+
+  static func removeAttribute(_ object: Int32, _ name: [UInt8]) throws(Errno) {
+    let path = procPath(object)
+    try withName(name) { (text) throws(Errno) in _ = try retrying { removexattr(path, text) } }
+  }
+
+  // MARK: data
+
+  /// Writes everything, or throws; a disk that takes only part of it is full.
+  static func writeAll(_ file: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) throws(Errno) {
+    var done = 0
+    while done < bytes.count {
+      guard let start = bytes.baseAddress else { return }
+      let from = off_t(offset) + off_t(done)
+      let count = try retrying { pwrite(file, start + done, bytes.count - done, from) }
+      if count == 0 { throw Errno(ENOSPC) }
+      done += count
+    }
+  }
+
+  /// Reads until the buffer is full or the file ends; answers the number of bytes.
+  static func readAll(
+    _ file: Int32, into bytes: UnsafeMutableRawBufferPointer, at offset: UInt64
+  ) throws(Errno) -> Int {
+    var done = 0
+    while done < bytes.count {
+      guard let start = bytes.baseAddress else { return 0 }
+      let from = off_t(offset) + off_t(done)
+      let count = try retrying { pread(file, start + done, bytes.count - done, from) }
+      if count == 0 { break }
+      done += count
+    }
+    return done
+  }
+
+  static func allocate(_ file: Int32, mode: Int32, offset: UInt64, length: UInt64) throws(Errno) {
+    guard let from = off_t(exactly: offset), let count = off_t(exactly: length) else { throw Errno(EFBIG) }
+    _ = try retrying { vmha_allocate(file, mode, from, count) }
+  }
+
+  static func sync(_ file: Int32, dataOnly: Bool) throws(Errno) {
+    _ = try retrying { dataOnly ? fdatasync(file) : fsync(file) }
+  }
+}

@@ -1,0 +1,312 @@
+import Model
+
+/// A regular file to copy, as it is when the manifest is read.
+public struct ResyncFile: Hashable, Sendable {
+  public var file: FileID
+  /// Bytes, holes included.
+  public var size: UInt64
+  /// Bytes that occupy space (`st_blocks` * 512), for the estimate of the time left.
+  public var allocated: UInt64
+  public init(file: FileID, size: UInt64, allocated: UInt64) {
+    self.file = file
+    self.size = size
+    self.allocated = min(allocated, size)
+  }
+}
+
+/// A piece of one file to copy. It was looked at without a lock: do it under `RangeOrder` for its range, look again
+/// there, and return it with `stale` if it is not as it was (data in a hole). A data piece whose file became shorter
+/// sends what is left of it.
+public struct ResyncPiece: Hashable, Sendable {
+  public let file: FileID
+  public let offset: UInt64
+  public let length: UInt64
+  public let isHole: Bool
+  public var range: Range<UInt64> { offset..<offset + length }
+}
+
+/// Walks the files of a full resync in order, zone by zone. Pure: the user reads extents and bytes, sends, and passes
+/// the clock in. Only the sizes at the time of the manifest are walked; whatever is written later is mirrored anyway.
+public struct ResyncPlan: Sendable {
+  /// Largest data piece; pieces end at multiples of it.
+  public static let zoneBytes: UInt64 = 1024 * 1024
+  /// Largest hole piece.
+  public static let holeBytesMax: UInt64 = 1024 * 1024 * 1024
+  /// Pieces handed out and not acknowledged, holes included.
+  public static let piecesOutstandingMax = 256
+  public static let windowBytesDefault = 16 * 1024 * 1024
+
+  public enum Step: Hashable, Sendable {
+    /// Find the first data at or after `from` (SEEK_DATA, SEEK_HOLE) and tell `scanned`, then ask again.
+    case scan(FileID, from: UInt64)
+    case copy(ResyncPiece)
+    /// Every piece of the file was sent; a good moment to send its times.
+    case fileSent(FileID)
+    /// Nothing to do until an acknowledgement or a `stale` comes.
+    case wait
+    /// Everything was acknowledged (R8.1).
+    case done
+  }
+
+  /// Data bytes handed out and not acknowledged; may be changed at any time to give way to the guest. At least one
+  /// piece goes.
+  public var windowBytes = ResyncPlan.windowBytesDefault
+
+  private struct Walk: Sendable {
+    let file: ResyncFile
+    var position: UInt64 = 0
+    /// Known to hold data; empty = scan at `position`.
+    var dataEnd: UInt64 = 0
+    /// Known to be a hole up to here.
+    var holeEnd: UInt64 = 0
+    /// Handed out, not yet sent.
+    var unsent = 0
+    var dataDone: UInt64 = 0
+    var isRemoved = false
+    var isWalked: Bool { isRemoved || position >= file.size }
+  }
+
+  private var files: [ResyncFile]
+  private var nextFile = 0
+  /// Files that are not finished; the last one is being walked, the earlier ones have unsent pieces.
+  private var walks: [Walk] = []
+  private var again: [ResyncPiece] = []
+  private var sent: [UInt64: ResyncPiece] = [:]
+  private var nextSequence: UInt64 = 1
+  private var removed: Set<FileID> = []
+  private var piecesOutstanding = 0
+  private var dataOutstanding: UInt64 = 0
+
+  private var bytesTotal: UInt64
+  private var bytesDone: UInt64 = 0
+  private var bytesSent: UInt64 = 0
+  private var dataDone: UInt64 = 0
+  private var allocatedAhead: UInt64
+  private var rate: RateMeter
+
+  public init(files: [ResyncFile], now: Instant) {
+    self.files = files
+    bytesTotal = files.reduce(0) { $0 + $1.size }
+    allocatedAhead = files.reduce(0) { $0 + $1.allocated }
+    rate = RateMeter(now: now)
+  }
+
+  // MARK: - what to do
+
+  public mutating func next() -> Step {
+    if let index = walks.firstIndex(where: { $0.isWalked && $0.unsent == 0 && !isAgain($0.file.file) }) {
+      let walk = walks.remove(at: index)
+      if !walk.isRemoved { return .fileSent(walk.file.file) }
+      return next()
+    }
+    if piecesOutstanding >= ResyncPlan.piecesOutstandingMax { return .wait }
+    if let piece = again.popLast() { return restart(piece) }
+    if walks.last.map(\.isWalked) ?? true {
+      guard openNextFile() else { return piecesOutstanding == 0 && walks.isEmpty ? .done : .wait }
+      return next()
+    }
+    return walkOn()
+  }
+
+  private func isAgain(_ file: FileID) -> Bool { again.contains { $0.file == file } }
+
+  private mutating func openNextFile() -> Bool {
+    while nextFile < files.count {
+      let file = files[nextFile]
+      nextFile += 1
+      if removed.contains(file.file) { continue }
+      allocatedAhead -= file.allocated
+      walks.append(Walk(file: file))
+      return true
+    }
+    return false
+  }
+
+  private mutating func walkOn() -> Step {
+    let index = walks.count - 1
+    let walk = walks[index]
+    if walk.holeEnd > walk.position {
+      let length = min(walk.holeEnd - walk.position, ResyncPlan.holeBytesMax)
+      return hand(out: ResyncPiece(file: walk.file.file, offset: walk.position, length: length, isHole: true), index)
+    }
+    guard walk.dataEnd > walk.position else { return .scan(walk.file.file, from: walk.position) }
+    let zoneEnd = (walk.position / ResyncPlan.zoneBytes + 1) * ResyncPlan.zoneBytes
+    let length = min(zoneEnd, walk.dataEnd) - walk.position
+    if dataOutstanding > 0, dataOutstanding + length > UInt64(max(windowBytes, 0)) { return .wait }
+    return hand(out: ResyncPiece(file: walk.file.file, offset: walk.position, length: length, isHole: false), index)
+  }
+
+  private mutating func hand(out piece: ResyncPiece, _ index: Int) -> Step {
+    walks[index].position += piece.length
+    account(piece, index)
+    return .copy(piece)
+  }
+
+  private mutating func account(_ piece: ResyncPiece, _ index: Int) {
+    walks[index].unsent += 1
+    piecesOutstanding += 1
+    if !piece.isHole {
+      dataOutstanding += piece.length
+      walks[index].dataDone += piece.length
+    }
+  }
+
+  /// A hole in which data appeared is copied as data, zone by zone; reading a hole gives zeros, so that is always
+  /// right.
+  private mutating func restart(_ piece: ResyncPiece) -> Step {
+    guard let index = walks.firstIndex(where: { $0.file.file == piece.file }) else { return next() }
+    let zoneEnd = (piece.offset / ResyncPlan.zoneBytes + 1) * ResyncPlan.zoneBytes
+    let length = min(zoneEnd - piece.offset, piece.length)
+    if dataOutstanding > 0, dataOutstanding + length > UInt64(max(windowBytes, 0)) {
+      again.append(piece)
+      return .wait
+    }
+    if length < piece.length {
+      again.append(
+        ResyncPiece(file: piece.file, offset: piece.offset + length, length: piece.length - length, isHole: true))
+    }
+    let part = ResyncPiece(file: piece.file, offset: piece.offset, length: length, isHole: false)
+    account(part, index)
+    return .copy(part)
+  }
+
+  // MARK: - what was found and done
+
+  /// Answer to `scan`: the first stretch of data at or after `from`, nil = none up to the end; `size` is the file's
+  /// size now.
+  public mutating func scanned(_ file: FileID, from: UInt64, data: Range<UInt64>?, size: UInt64) {
+    guard let index = walks.indices.last, walks[index].file.file == file, walks[index].position == from,
+      !walks[index].isWalked
+    else { return }
+    let end = walks[index].file.size
+    if size <= from {  // became shorter: nothing is left to copy
+      bytesDone += end - from
+      walks[index].position = end
+      return
+    }
+    // Beyond the size of now there is nothing; as a hole it still makes the target the same.
+    let dataStart = min(data.map { max($0.lowerBound, from) } ?? end, end)
+    walks[index].holeEnd = dataStart
+    walks[index].dataEnd = data.map { min(max($0.upperBound, dataStart), end) } ?? dataStart
+  }
+
+  /// The piece is queued, with this sequence number (of the resync row), while its range is still held; `bytes` of
+  /// contents were sent, 0 for a hole.
+  public mutating func send(_ piece: ResyncPiece, bytes: UInt64) -> UInt64 {
+    let sequence = nextSequence
+    nextSequence += 1
+    sent[sequence] = piece
+    bytesSent += bytes
+    markSent(piece)
+    return sequence
+  }
+
+  /// The piece is not as it was: a hole got data. It comes again as data.
+  public mutating func stale(_ piece: ResyncPiece) {
+    settle(piece)
+    if !piece.isHole, let index = walks.firstIndex(where: { $0.file.file == piece.file }) {
+      walks[index].dataDone -= piece.length
+    }
+    markSent(piece)
+    if removed.contains(piece.file) { bytesTotal -= piece.length } else { again.append(piece) }
+  }
+
+  /// The piece needs no sending: its file is gone or ends before it.
+  public mutating func skip(_ piece: ResyncPiece) {
+    settle(piece)
+    markSent(piece)
+    bytesDone += piece.length
+  }
+
+  private mutating func markSent(_ piece: ResyncPiece) {
+    if let index = walks.firstIndex(where: { $0.file.file == piece.file }) { walks[index].unsent -= 1 }
+  }
+
+  private mutating func settle(_ piece: ResyncPiece) {
+    piecesOutstanding -= 1
+    if !piece.isHole { dataOutstanding -= piece.length }
+  }
+
+  /// The file has no name and no handle any more (its `forget` is in the stream): no piece of it may be sent after
+  /// that. Pieces already handed out are given back with `skip`.
+  public mutating func remove(_ file: FileID) {
+    guard removed.insert(file).inserted else { return }
+    if let index = walks.firstIndex(where: { $0.file.file == file }) {
+      let walk = walks[index]
+      bytesTotal -= walk.file.size - min(walk.position, walk.file.size)
+      walks[index].isRemoved = true
+      for piece in again where piece.file == file { bytesTotal -= piece.length }
+      again.removeAll { $0.file == file }
+    } else if let index = files[nextFile...].firstIndex(where: { $0.file == file }) {
+      bytesTotal -= files[index].size
+      allocatedAhead -= files[index].allocated
+    }
+  }
+
+  /// The target applied these pieces. A number never sent, or twice, is the peer's error: end the session.
+  public mutating func acknowledged(_ range: SequenceRange, now: Instant) throws(AcknowledgeError) {
+    guard range.first <= range.last, range.first > 0, range.last < nextSequence,
+      range.last - range.first < UInt64(ResyncPlan.piecesOutstandingMax)
+    else {
+      throw AcknowledgeError(
+        .unknownSequence,
+        "the peer acknowledged resync pieces \(range.first) to \(range.last); sent were \(nextSequence - 1)")
+    }
+    for sequence in range.first...range.last {
+      guard let piece = sent.removeValue(forKey: sequence) else {
+        throw AcknowledgeError(.unknownSequence, "the peer acknowledged resync piece \(sequence) twice")
+      }
+      settle(piece)
+      bytesDone += piece.length
+      if !piece.isHole { dataDone += piece.length }
+    }
+    rate.note(dataDone, now)
+  }
+
+  // MARK: - how far
+
+  /// Rate and time left count bytes of data, over the last ten seconds; holes cost next to nothing. The time is nil
+  /// until data has moved for `RateMeter.observedMin`, and when nothing moved for ten seconds: an honest "unknown".
+  public mutating func progress(now: Instant) -> ResyncProgress {
+    rate.note(dataDone, now)
+    let perSecond = rate.bytesPerSecond(now)
+    let walking = walks.last.map { $0.file.allocated - min($0.dataDone, $0.file.allocated) } ?? 0
+    let dataLeft = bytesDone >= bytesTotal ? 0 : min(allocatedAhead + walking + dataOutstanding, bytesTotal - bytesDone)
+    var left: Int?
+    if bytesDone >= bytesTotal {
+      left = 0
+    } else if let perSecond, perSecond > 0 {
+      left = Int((dataLeft + perSecond - 1) / perSecond)
+    }
+    return ResyncProgress(
+      bytesTotal: bytesTotal, bytesDone: bytesDone, bytesSent: bytesSent, bytesPerSecond: perSecond ?? 0,
+      secondsLeft: left)
+  }
+}
+
+/// Bytes a second over the last ten seconds, from readings of a counter.
+public struct RateMeter: Sendable {
+  public static let window = Duration.seconds(10)
+  public static let sampleEvery = Duration.milliseconds(250)
+  /// No rate is told before so much time was watched.
+  public static let observedMin = Duration.seconds(1)
+  /// Oldest first; the first one is at or before the start of the window.
+  private var samples: [(at: Instant, count: UInt64)]
+  private var newest: UInt64 = 0
+
+  public init(now: Instant) { samples = [(now, 0)] }
+
+  public mutating func note(_ count: UInt64, _ now: Instant) {
+    newest = count
+    guard let last = samples.last, now - last.at >= RateMeter.sampleEvery else { return }
+    samples.append((now, count))
+    while samples.count > 2, now - samples[1].at >= RateMeter.window { samples.removeFirst() }
+  }
+
+  /// nil = not known yet.
+  public func bytesPerSecond(_ now: Instant) -> UInt64? {
+    guard let first = samples.first, now - first.at >= RateMeter.observedMin else { return nil }
+    let nanoseconds = Double((now - first.at).nanoseconds)
+    return UInt64(Double(newest - first.count) * 1e9 / nanoseconds)
+  }
+}

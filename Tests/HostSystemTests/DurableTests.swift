@@ -1,0 +1,113 @@
+import Glibc
+import Synchronization
+import Testing
+
+@testable import HostSystem
+
+@Suite(.serialized) struct DurableTests {
+  let folder: TemporaryFolder
+  init() throws { folder = try TemporaryFolder() }
+
+  @Test func checksumHasTheCheckValue() {
+    #expect(Checksum.crc32c(Array("123456789".utf8)) == 0xE306_9283)
+    let bytes = randomBytes(100)
+    #expect(Checksum.crc32c(bytes[40...], continuing: Checksum.crc32c(bytes[..<40])) == Checksum.crc32c(bytes))
+  }
+
+  @Test func fileIsReplacedWholeWithItsMode() throws {
+    let path = folder.file("x")
+    try DurableFile.write(Array("one".utf8), to: path, mode: 0o640)
+    try DurableFile.write(Array("two".utf8), to: path, mode: 0o604)
+    #expect(try DurableFile.read(path) == Array("two".utf8))
+    var status = stat()
+    #expect(stat(path, &status) == 0 && status.st_mode & 0o777 == 0o604)
+    #expect(throws: HostError.self) { try DurableFile.read(path, bytesMax: 2) }
+    #expect(try DurableFile.readIfPresent(folder.file("none")) == nil)
+    try DurableFile.remove(path)
+    try DurableFile.remove(path)
+    try DurableFile.makeFolder(folder.file("a/b/c"))
+    try DurableFile.makeFolder(folder.file("a/b/c"))
+    #expect(throws: HostError.self) { try DurableFile.write([], to: folder.file("no/such/folder")) }
+  }
+
+  /// Everything fails from the n-th labelled call on, as in a power cut there: the old or the new contents are read,
+  /// and after a write that returned, the new.
+  @Test func crashAtEveryCall() throws {
+    let prefix = folder.path
+    for crashPoint in 0..<40 {
+      let pair = DurablePair(path: folder.file("r\(crashPoint)"))
+      try pair.write([1])
+      try pair.write([2])
+      let calls = Mutex(0)
+      HostCalls.setFaultHook { _, path in
+        guard path.hasPrefix(prefix) else { return nil }
+        return calls.withLock {
+          $0 += 1
+          return $0 > crashPoint ? EIO : nil
+        }
+      }
+      defer { HostCalls.setFaultHook(nil) }
+      let finished = (try? pair.write([3])) != nil
+      HostCalls.setFaultHook(nil)
+      guard case .value(let payload, _, nil) = pair.read() else {
+        Issue.record("crash at call \(crashPoint): \(pair.read())")
+        continue
+      }
+      #expect(finished ? payload == [3] : payload == [2] || payload == [3])
+      try pair.write([4])
+      #expect(pair.read() == .value([4], sequence: finished || payload == [3] ? 4 : 3, damaged: nil))
+    }
+  }
+
+  @Test func pairSurvivesEveryFlippedByteAndEveryTear() throws {
+    let pair = DurablePair(path: folder.file("p"))
+    #expect(pair.read() == .absent)
+    try pair.write([7])
+    #expect(pair.read() == .value([7], sequence: 1, damaged: nil))
+    try pair.write(Array("newest".utf8))
+    let newest = folder.file("p.b")
+    let good = try DurableFile.read(newest)
+    var bad = good.indices.map { index in
+      var copy = good
+      copy[index] ^= 0x10
+      return copy
+    }
+    bad += (0..<good.count).map { Array(good[..<$0]) }
+    bad.append(good + [0])
+    for contents in bad {
+      try DurableFile.write(contents, to: newest)
+      guard case .value([7], sequence: 1, damaged: .some) = pair.read() else {
+        Issue.record("accepted \(contents)")
+        return
+      }
+    }
+    // The damaged copy is the one that the next write replaces.
+    try pair.write([9])
+    #expect(pair.read() == .value([9], sequence: 2, damaged: nil))
+    try DurableFile.write([0], to: folder.file("p.a"))
+    try DurableFile.write([0], to: newest)
+    guard case .unreadable(let why) = pair.read() else {
+      Issue.record("read \(pair.read())")
+      return
+    }
+    #expect(why.contains("p.a") && why.contains("p.b"))
+    #expect(throws: HostError.self) { try pair.write([UInt8](repeating: 0, count: DurablePair.payloadBytesMax + 1)) }
+    try pair.remove()
+    #expect(pair.read() == .absent)
+  }
+
+  @Test func pairHasItsGoldenBytes() {
+    let bytes = DurablePair.encode([0xAB, 0xCD], sequence: 5)
+    let head: [UInt8] = [86, 77, 72, 65, 80, 65, 73, 82, 1, 0, 0, 0, 2, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0]
+    #expect(Array(bytes[..<24]) == head)
+    #expect(Array(bytes[28...]) == [0xAB, 0xCD])
+  }
+
+  @Test func hostFacts() throws {
+    #expect(try bootID() == bootID())
+    #expect(try !hostName().isEmpty)
+    #expect(randomUInt64() != randomUInt64())
+    #expect(randomBytes(1000).count == 1000)
+    #expect(monotonicNow() <= monotonicNow())
+  }
+}

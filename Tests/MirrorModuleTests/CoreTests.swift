@@ -1,0 +1,131 @@
+import MirrorModule
+import Model
+import Testing
+
+/// Single steps that a world meets seldom.
+@Suite struct CoreTests {
+  private let session = SessionID(rawValue: 9)
+  private let start = Instant(nanoseconds: 0)
+
+  /// The first node of a fresh world, with a record and a wish of its own.
+  private func core(
+    _ record: DurableRecord, arbiter: ArbiterPolicy = .wait, guest: GuestState = .off, report: EngineReport? = nil
+  ) -> (MirrorModule, [Directive]) {
+    var options = World.Options()
+    options.arbiter = arbiter
+    let world = World(options)
+    var core = MirrorModule(settings: world.nodes[0].settings)
+    _ = core.handle(.loaded(record: record, wish: Wish(started: true, version: 1), guest: guest), at: start)
+    let report = report ?? EngineReport(processID: 1, role: .idle, policy: .frozen)
+    let directives = core.handle(.engine(.ready(report)), at: start)
+    return (core, directives)
+  }
+
+  private var record: DurableRecord {
+    DurableRecord(generation: Generation(number: 4, branch: BranchID(rawValue: 44)), standing: .uptodate)
+  }
+
+  private func request(_ nonce: UInt64, _ record: DurableRecord) -> ConsentRequest {
+    ConsentRequest(
+      nonce: nonce, node: .second, generation: record.generation, history: record.history, guestRunning: true,
+      stopping: false)
+  }
+
+  private func grants(_ directives: [Directive]) -> Bool {
+    directives.contains { if case .replyConsent(_, .granted) = $0 { true } else { false } }
+  }
+
+  @Test func consentThatCannotBeMadeDurableIsNeverGiven() {
+    var (core, _) = core(record)
+    #expect(grants(core.handle(.consentRequested(request(1, record), token: 1), at: start)))
+    _ = core.handle(.persistFailed(why: "No space left on device"), at: start)
+    #expect(!grants(core.handle(.consentRequested(request(2, record), token: 2), at: start)))
+    #expect(core.durableRecord == nil)
+  }
+
+  @Test func aRightThatArrivesAfterTheStopIsDropped() {
+    var (core, _) = core(record)
+    _ = core.handle(.nodeAlive, at: start)
+    let beat = PeerBeat(
+      state: .wait, readiness: .transient, standing: .uptodate, generation: record.generation, guestRunning: false,
+      offers: true)
+    let asked = core.handle(.peerBeat(beat), at: start)
+    guard case .askConsent(let ask)? = asked.first(where: { if case .askConsent = $0 { true } else { false } }) else {
+      Issue.record("it does not ask")
+      return
+    }
+    _ = core.handle(.command(Command(id: 1, verb: .stop, wishVersion: 2)), at: start)
+    let late = core.handle(
+      .consentReplied(.granted(nonce: ask.nonce, generation: ask.generation, claim: nil)), at: start)
+    #expect(!late.contains { if case .persist = $0 { true } else { false } })
+    #expect(core.status.state == .stop)
+  }
+
+  /// vmhad went away between the policy `both` and the record of R8.3.
+  @Test func theMarkIsWithdrawnBeforeAdoptIsSentAgain() {
+    var marked = record
+    marked.peerOutdated = .consent
+    var report = EngineReport(processID: 1, role: .primary, policy: .both(session))
+    report.session = session
+    report.isMounted = true
+    let (_, directives) = core(marked, guest: .running, report: report)
+    let persisted = directives.firstIndex { if case .persist(let r) = $0 { r.peerOutdated == nil } else { false } }
+    let sent = directives.firstIndex { if case .sendPeer(_, .adopt) = $0 { true } else { false } }
+    #expect(persisted != nil && sent != nil && (persisted ?? 9) < (sent ?? 0))
+  }
+
+  /// vmhad went away between the record of R4 and the thaw.
+  @Test func aRightOnRecordThawsAfterARestart() {
+    var marked = record
+    marked.peerOutdated = .consent
+    var report = EngineReport(processID: 1, role: .primary, policy: .frozen)
+    report.isMounted = true
+    let (core, directives) = core(marked, guest: .running, report: report)
+    #expect(directives.contains(.engine(.setPolicy(.alone))))
+    #expect(core.status.state == .alone)
+  }
+
+  /// An engine may not go on acknowledging under a right that is not on record.
+  @Test func anEngineWithoutARightOnRecordIsFrozen() {
+    var report = EngineReport(processID: 1, role: .primary, policy: .alone)
+    report.isMounted = true
+    let (core, directives) = core(record, guest: .running, report: report)
+    #expect(directives.contains(.engine(.setPolicy(.frozen))))
+    #expect(core.status.state == .prim && core.status.readiness == .transient)
+  }
+
+  /// R5: a node that consented never adopts in the session that was there then.
+  @Test func aReplicaThatConsentedEndsItsSession() {
+    var outdated = record
+    outdated.standing = .outdated
+    var report = EngineReport(processID: 1, role: .replica, policy: .frozen)
+    report.session = session
+    var (core, directives) = core(outdated, report: report)
+    #expect(directives.contains(.engine(.endSession)))
+    let adopted = core.handle(
+      .peerMessage(session, .adopt(record.generation, history: record.history)), at: start)
+    #expect(!adopted.contains { if case .persist = $0 { true } else { false } })
+  }
+
+  @Test func aConnectionSaidBeforeTheEndWasReadIsIgnored() {
+    var (core, _) = core(record, arbiter: .none)
+    _ = core.handle(.nodeLost, at: start)
+    // Not continuous: it waits for the boot time, then goes alone and ends the session first.
+    let later = start + World.bootWait + .seconds(1)
+    _ = core.handle(.timer, at: later)
+    #expect(core.status.state == .alone)
+    let stale = core.handle(.engine(.connected(session, link: "storage")), at: later)
+    #expect(!stale.contains { if case .sendPeer = $0 { true } else { false } })
+    _ = core.handle(.engine(.sessionEnded), at: later)
+    let fresh = core.handle(.engine(.connected(SessionID(rawValue: 10), link: "storage")), at: later)
+    #expect(fresh.contains { if case .sendPeer(_, .hello) = $0 { true } else { false } })
+  }
+
+  /// A timer that ran out fires with whatever event comes first.
+  @Test func aTimerIsNotLostWhenAnotherEventComesFirst() {
+    var (core, _) = core(record, arbiter: .none)
+    let late = start + World.detection + .seconds(1)
+    _ = core.handle(.engine(.sessionEnded), at: late)
+    #expect(core.status.sentence.contains("does not answer"))
+  }
+}

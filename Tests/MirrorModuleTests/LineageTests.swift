@@ -1,0 +1,82 @@
+import MirrorModule
+import Model
+import Testing
+
+@Suite struct LineageTests {
+  private static func hello(
+    _ node: NodeID, _ branches: [UInt64], _ standing: Standing = .uptodate, alone: Bool = false, guest: Bool = false,
+    continuous: Bool = false, wroteLast: Bool = false
+  ) -> Hello {
+    var record = DurableRecord(
+      generation: Generation(number: UInt32(branches.count), branch: BranchID(rawValue: branches.last ?? 0)),
+      standing: standing)
+    record.history = branches.map { BranchID(rawValue: $0) }
+    var hello = Hello(node: node, record: record, isAlone: alone, guestRunning: guest, continuous: continuous)
+    hello.wroteLast = wroteLast
+    return hello
+  }
+
+  struct Row: Sendable, CustomTestStringConvertible {
+    let name: String
+    let a: Hello
+    let b: Hello
+    /// 0 = split, 3 = no source.
+    let source: Int
+    var testDescription: String { name }
+  }
+
+  static let table: [Row] = [
+    Row(name: "descent", a: hello(.first, [1, 2]), b: hello(.second, [1]), source: 1),
+    Row(name: "descent the other way", a: hello(.first, [1]), b: hello(.second, [1, 2]), source: 2),
+    Row(name: "never by number", a: hello(.first, [1, 5, 6, 7]), b: hello(.second, [1, 2]), source: 0),
+    Row(name: "equal numbers, other branch", a: hello(.first, [1, 2]), b: hello(.second, [1, 3]), source: 0),
+    Row(name: "nothing there", a: hello(.first, [1]), b: hello(.second, [0], .inconsistent), source: 1),
+    Row(
+      name: "nothing anywhere", a: hello(.first, [0], .inconsistent), b: hello(.second, [0], .inconsistent), source: 3),
+    Row(
+      name: "the descendant is unusable", a: hello(.first, [1, 2], .inconsistent), b: hello(.second, [1]), source: 3),
+    Row(
+      name: "an ancestor alone does not win", a: hello(.first, [1], alone: true), b: hello(.second, [1, 2]), source: 2),
+    Row(name: "same branch, one half copied", a: hello(.first, [1], .inconsistent), b: hello(.second, [1]), source: 2),
+    Row(name: "both alone", a: hello(.first, [1], alone: true), b: hello(.second, [1], alone: true), source: 0),
+    Row(
+      name: "alone before guest", a: hello(.first, [1], guest: true), b: hello(.second, [1], alone: true), source: 2),
+    Row(
+      name: "guest before continuous", a: hello(.first, [1], continuous: true), b: hello(.second, [1], guest: true),
+      source: 2),
+    Row(
+      name: "continuous before last writer", a: hello(.first, [1], wroteLast: true),
+      b: hello(.second, [1], continuous: true), source: 2),
+    Row(name: "up to date before outdated", a: hello(.first, [1], .outdated), b: hello(.second, [1]), source: 2),
+    Row(name: "last writer before number", a: hello(.first, [1]), b: hello(.second, [1], wroteLast: true), source: 2),
+    Row(name: "equal", a: hello(.first, [1]), b: hello(.second, [1]), source: 1),
+    Row(name: "both outdated", a: hello(.first, [1], .outdated), b: hello(.second, [1], .outdated), source: 1),
+  ]
+
+  private func source(_ decision: Reconnection) -> Int {
+    switch decision {
+    case .source(let node, _): node.rawValue
+    case .split: 0
+    case .noSource: 3
+    }
+  }
+
+  @Test(arguments: table) func decides(row: Row) { #expect(source(Lineage.decide(row.a, row.b)) == row.source) }
+
+  /// Both nodes compute the same, and an unusable copy is never the source.
+  @Test func bothNodesAgree() {
+    var random = Random(state: 7)
+    for _ in 0..<50_000 {
+      let hellos = [NodeID.first, .second].map { node in
+        let branches = (0...random.below(3)).map { _ in UInt64(random.below(4)) }
+        let standing = [Standing.uptodate, .outdated, .inconsistent][random.below(3)]
+        return Self.hello(
+          node, branches, standing, alone: random.chance(30), guest: random.chance(30), continuous: random.chance(50),
+          wroteLast: random.chance(50))
+      }
+      let decision = Lineage.decide(hellos[0], hellos[1])
+      #expect(decision == Lineage.decide(hellos[1], hellos[0]))
+      if case .source(let node, _) = decision { #expect(hellos[node.rawValue - 1].standing != .inconsistent) }
+    }
+  }
+}

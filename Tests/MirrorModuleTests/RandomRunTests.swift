@@ -1,0 +1,31 @@
+import MirrorModule
+import Model
+import Testing
+
+#if canImport(Glibc)
+  import Glibc
+#endif
+
+/// Seeded random runs. VMHA_SEEDS = how many of each kind, VMHA_SEED = one only, with everything it decided.
+@Suite struct RandomRunTests {
+  private func number(_ name: String) -> UInt64? { getenv(name).flatMap { UInt64(String(cString: $0)) } }
+
+  @Test(arguments: [ArbiterPolicy.wait, .none])
+  func everyRunIsSafeAndComesBack(arbiter: ArbiterPolicy) {
+    if let seed = number("VMHA_SEED") { return one(seed, arbiter) }
+    var failures = 0
+    for seed in 1...(number("VMHA_SEEDS") ?? 200) {
+      guard let failure = RandomRun(seed: seed, arbiter: arbiter).failure() else { continue }
+      failures += 1
+      Issue.record("VMHA_SEED=\(seed) arbiter \(arbiter.rawValue): \(failure)")
+      if failures == 10 { return }
+    }
+  }
+
+  private func one(_ seed: UInt64, _ arbiter: ArbiterPolicy) {
+    let run = RandomRun(seed: seed, arbiter: arbiter)
+    let world = run.world
+    world.recorder = { [unowned world] node, line in print("\(world.now / 1_000_000) \(node.name) \(line)") }
+    if let failure = run.failure() { Issue.record("arbiter \(arbiter.rawValue): \(failure)") }
+  }
+}

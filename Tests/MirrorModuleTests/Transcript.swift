@@ -1,0 +1,104 @@
+import MirrorModule
+import Model
+
+/// One scenario: the commands of a transcript file, and the text that they produce now.
+///
+/// A file holds `#` comments, `>` command lines and the output of each. The first command line names the options.
+struct Transcript {
+  struct Problem: Error { let text: String }
+  private(set) var text = ""
+
+  static func replay(_ file: String) throws -> String {
+    var transcript = Transcript()
+    var world: World?
+    for line in file.split(separator: "\n", omittingEmptySubsequences: false) {
+      if line.hasPrefix("#") { transcript.text += "\(line)\n" }
+      guard line.hasPrefix("> ") else { continue }
+      transcript.text += "\(line)\n"
+      let commands = line.dropFirst(2).split(separator: ";").map { $0.split(separator: " ").map(String.init) }
+      if let world {
+        try transcript.play(commands, in: world)
+      } else {
+        world = try transcript.open(commands.first ?? [])
+      }
+    }
+    return transcript.text
+  }
+
+  private func open(_ words: [String]) throws -> World {
+    guard words.first == "nodes" else { throw Problem(text: "the first command must be 'nodes'") }
+    var options = World.Options()
+    for word in words.dropFirst() {
+      switch word {
+      case "arbiter=none": options.arbiter = .none
+      case "arbiter=wait": options.arbiter = .wait
+      case "preferred=a": options.preferred = .first
+      case "preferred=b": options.preferred = .second
+      default: throw Problem(text: "unknown option \(word)")
+      }
+    }
+    options.hasPowerCuts = true
+    return World(options)
+  }
+
+  private mutating func play(_ commands: [[String]], in world: World) throws {
+    var lines: [String] = []
+    world.recorder = { [unowned world] node, line in lines.append("  \(Self.time(world.now)) \(node.name) \(line)") }
+    for command in commands { try Self.perform(command, in: world) }
+    world.recorder = nil
+    if let violation = world.violations.first { throw Problem(text: violation) }
+    text += lines.map { $0 + "\n" }.joined()
+    for node in world.nodes {
+      guard let status = world.status(node) else {
+        text += "  = \(node.name) \(node.isOn ? "vmhad is down" : "off")\n"
+        continue
+      }
+      text += "  = \(node.name) \(status.state.rawValue) \(status.readiness.rawValue), guest \(status.guest.rawValue): "
+      text += "\(status.sentence)\n"
+    }
+  }
+
+  private static func time(_ now: Int64) -> String {
+    let fraction = "\(now / 1_000_000 % 1000)"
+    return "\(now / 1_000_000_000)." + String(repeating: "0", count: 3 - fraction.count) + fraction
+  }
+
+  private static func perform(_ words: [String], in world: World) throws {
+    let node = words.count > 1 ? world.nodes.first { $0.name == words[words.count - 1] } : nil
+    switch (words.first ?? "", node) {
+    case ("run", nil): world.run(for: .milliseconds(Int(words.last ?? "") ?? 0))
+    case ("settle", nil):
+      world.run(for: .milliseconds(500))
+      guard world.run(upTo: .seconds(90), until: { world.isConverged && world.nodes.contains { $0.guest != nil } })
+      else { throw Problem(text: "does not settle") }
+      world.run(for: .seconds(1))
+    case ("cut", nil):
+      world.replicationUp = [false, false]
+      if words.last == "both" { world.lanUp = [false, false] }
+    case ("heal", nil):
+      world.replicationUp = [true, true]
+      world.lanUp = [true, true]
+    case ("mute", let node?):
+      world.replicationUp[node.index] = false
+      world.lanUp[node.index] = false
+    case ("boot", let node?): node.isOn ? node.startDaemon() : world.powerOn(node)
+    case ("power-cut", let node?): node.powerCut()
+    case ("freeze", let node?): node.freeze()
+    case ("thaw", let node?): node.thaw()
+    case ("start", let node?): world.command(.start(force: false), at: node)
+    case ("force", let node?): world.command(.start(force: true), at: node)
+    case ("stop", let node?): world.command(.stop, at: node)
+    case ("swap", let node?): world.command(.swap, at: node)
+    case ("kill-vmhad", let node?): node.killDaemon()
+    case ("kill-engine", let node?): node.killEngine()
+    case ("kill-qemu", let node?): node.guest?.end(.failed)
+    case ("persist-fails", let node?): node.persistFails = true
+    case ("persist-works", let node?): node.persistFails = false
+    case ("guest-fails", let node?): node.guestStartFails = true
+    case ("guest-works", let node?): node.guestStartFails = false
+    case ("disk-error", let node?): node.engine?.breakDisk(5)
+    case ("disk-full", let node?): node.engine?.breakDisk(28)
+    default: throw Problem(text: "unknown command \(words)")
+    }
+  }
+}

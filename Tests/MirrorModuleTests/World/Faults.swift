@@ -1,0 +1,94 @@
+import MirrorModule
+import Model
+
+/// A run of random faults, then everything is healed and the module must come back.
+struct RandomRun {
+  let seed: UInt64
+  let world: World
+
+  init(seed: UInt64, arbiter: ArbiterPolicy) {
+    self.seed = seed
+    var random = Random(state: seed ^ 0x5eed)
+    var options = World.Options()
+    options.seed = seed
+    options.arbiter = arbiter
+    options.preferred = random.chance(50) ? .first : .second
+    options.beatsOnChangeOnly = random.chance(85)
+    options.reportsExit = random.chance(50)
+    options.isCalm = false
+    options.hasPowerCuts = random.chance(60)
+    world = World(options)
+  }
+
+  /// What went wrong, or nil.
+  func failure() -> String? {
+    for node in world.nodes { node.startDaemon() }
+    world.run(for: .milliseconds(600))
+    world.command(.start(force: false), at: world.nodes[world.random.below(2)])
+    if world.random.chance(70) {
+      _ = world.run(upTo: .seconds(60)) { world.isConverged && world.ledger.guestStarts > 0 }
+    }
+    for _ in 0..<(4 + world.random.below(12)) {
+      fault()
+      world.run(for: world.random.milliseconds(world.random.chance(50) ? 1...800 : 500...12_000))
+      if let violation = world.violations.first { return violation }
+    }
+    return healed()
+  }
+
+  private func healed() -> String? {
+    world.faultRecorder?("everything is healed")
+    world.heal()
+    world.run(for: .seconds(8))
+    for node in world.nodes { world.command(.start(force: false), at: node) }
+    let isBack = world.run(upTo: .seconds(120)) { world.isConverged || world.isSplit }
+    if let violation = world.violations.first { return violation }
+    guard isBack else {
+      let states = world.nodes.map { node in
+        "\(node.name): \(world.status(node).map { "\($0.state) \($0.readiness): \($0.sentence)" } ?? "-")"
+      }
+      return "does not come back: " + states.joined(separator: " | ")
+    }
+    if world.isConverged { world.checkEqualCopies() }
+    world.run(for: .seconds(20))
+    if world.isConverged { world.checkEqualCopies() }
+    if let violation = world.violations.first { return violation }
+    if world.options.arbiter == .wait, world.isSplit { return "SPLIT without an unproven right" }
+    if !world.isConverged && !world.isSplit { return "does not stay in sync" }
+    return nil
+  }
+
+  private func fault() {
+    let node = world.nodes[world.random.below(2)]
+    let kind = world.random.below(24)
+    world.faultRecorder?("fault \(kind) at \(node.name)")
+    switch kind {
+    case 0, 1: world.options.hasPowerCuts ? node.powerCut() : node.killDaemon()
+    case 2, 3: world.powerOn(node)
+    case 4: node.killEngine()
+    case 5: node.killDaemon()
+    case 6: node.daemonDiesAfter = world.random.below(12)
+    case 7: node.startDaemon()
+    case 8: node.guest?.end(.failed)
+    case 9: node.freeze()
+    case 10, 11: node.thaw()
+    case 12: world.replicationUp = [false, false]
+    case 13:
+      world.replicationUp = [false, false]
+      world.lanUp = [false, false]
+    case 14: world.replicationUp[node.index] = false
+    case 15:
+      world.replicationUp[node.index] = false
+      world.lanUp[node.index] = false
+    case 16, 17:
+      world.replicationUp = [true, true]
+      world.lanUp = [true, true]
+    case 18: if world.random.chance(30) { node.persistFails = true }
+    case 19: if world.random.chance(50) { node.guestStartFails.toggle() }
+    case 20: world.command(.swap, at: node)
+    case 21: world.command(.stop, at: node)
+    case 22: world.command(.start(force: false), at: node)
+    default: for node in world.nodes where node.isOn && !node.isFrozen { node.startDaemon() }
+    }
+  }
+}

@@ -1,0 +1,42 @@
+import MirrorModule
+import Model
+
+/// One replication connection: a FIFO each way. A frame waits while the network is down and is lost with the session.
+final class Session {
+  enum Frame {
+    case write(Int), flush, acknowledged
+    case message(PeerMessage)
+    case barrier, barrierDone
+    case copyBegins, copy([Int])
+    /// The other side closed the connection.
+    case end
+  }
+  let id: SessionID
+  /// By the side that holds it.
+  var isHeld = [true, true]
+  var queues: [[Frame]] = [[], []]
+  private var isPumping = [false, false]
+
+  init(_ id: SessionID, at now: Int64) { self.id = id }
+
+  func send(_ frame: Frame, from node: SimNode) {
+    queues[node.index].append(frame)
+    pump(from: node, in: node.world.delay(1, 1...4))
+  }
+
+  private func pump(from sender: SimNode, in delay: Duration) {
+    let side = sender.index
+    guard !isPumping[side] else { return }
+    isPumping[side] = true
+    let world = sender.world
+    let receiver = world.peer(of: sender)
+    receiver.after(delay) { [unowned world] in
+      self.isPumping[side] = false
+      guard self.isHeld[receiver.index], !self.queues[side].isEmpty else { return }
+      guard world.replicates(from: sender) else { return self.pump(from: sender, in: .milliseconds(100)) }
+      let frame = self.queues[side].removeFirst()
+      if let engine = receiver.engine, engine.session === self { engine.received(frame) }
+      if !self.queues[side].isEmpty { self.pump(from: sender, in: .microseconds(100)) }
+    }
+  }
+}

@@ -1,0 +1,163 @@
+import MirrorModule
+import Model
+
+/// The shell of one core: executes directives strictly in order and never decides.
+final class SimDaemon {
+  unowned let node: SimNode
+  private(set) var core: MirrorModule
+  private var wakeAt: Int64?
+  private var lastHeard: Int64?
+  private var believesAlive: Bool?
+  private var lastBeat: PeerBeat?
+  private var peerBoot: Int?
+  private var nextToken: UInt64 = 0
+  private var replies: [UInt64: (ConsentReply) -> Void] = [:]
+  private(set) var eventsInSecond = (second: Int64(-1), count: 0)
+  private(set) var answers: [Answer] = []
+
+  var world: World { node.world }
+
+  init(node: SimNode) {
+    self.node = node
+    core = MirrorModule(settings: node.settings)
+  }
+
+  func start() {
+    deliver(.loaded(record: node.record, wish: node.wish, guest: node.guest == nil ? .off : .running))
+  }
+
+  func deliver(_ event: Event) {
+    guard node.daemon === self else { return }
+    let directives = core.handle(event, at: Instant(nanoseconds: world.now))
+    let second = world.now / 1_000_000_000
+    eventsInSecond = eventsInSecond.second == second ? (second, eventsInSecond.count + 1) : (second, 1)
+    world.checkLoad(node, events: eventsInSecond.count, directives: directives)
+    for directive in directives {
+      if let left = node.daemonDiesAfter {
+        if left == 0 { return node.killDaemon() }
+        node.daemonDiesAfter = left - 1
+      }
+      world.record(node, directive)
+      guard execute(directive) else { return deliver(.persistFailed(why: "No space left on device")) }
+    }
+  }
+
+  /// False when the list must stop here.
+  private func execute(_ directive: Directive) -> Bool {
+    world.checkBefore(directive, at: node)
+    switch directive {
+    case .persist(let record):
+      if node.persistFails { return false }
+      world.checkPersist(record, at: node)
+      node.record = record
+    case .persistWish(let wish):
+      if node.persistFails { return false }
+      node.wish = wish
+    case .startEngine: startEngine()
+    case .killEngine: node.killEngine()
+    case .engine(let command): node.engine?.receive(command, from: self)
+    case .sendPeer(let session, let message): node.engine?.receive(message, in: session, from: self)
+    case .startGuest: startGuest()
+    case .stopGuest: node.guest.map { $0.shutDown() } ?? node.tellGuest(.guestOff(.shutdown))
+    case .destroyGuest: node.guest.map { $0.destroy() } ?? node.tellGuest(.guestOff(.destroyed))
+    case .askConsent(let request): askConsent(request)
+    case .replyConsent(let token, let reply): replies.removeValue(forKey: token)?(reply)
+    case .answer(_, let answer): answers.append(answer)
+    case .journal: break
+    case .wake(let at): wake(at.nanoseconds)
+    }
+    return true
+  }
+
+  private func wake(_ at: Int64) {
+    wakeAt = at
+    node.after(.nanoseconds(max(0, at - world.now))) { [weak self] in
+      // Only the latest wake-up counts.
+      guard let self, self.wakeAt == at else { return }
+      self.wakeAt = nil
+      self.deliver(.timer)
+    }
+  }
+
+  private func startEngine() {
+    node.after(world.delay(50, 20...400)) { [weak self] in
+      guard let self, self.node.daemon === self else { return }
+      if self.node.engineStartFails { return self.deliver(.engineGone(why: "exit status 1")) }
+      if self.node.engine == nil { self.node.engine = SimEngine(self.node) }
+      self.node.engine?.attach(self)
+    }
+  }
+
+  private func startGuest() {
+    guard node.guest == nil else { return }
+    guard let engine = node.engine, engine.isMounted, !node.guestStartFails else {
+      return node.after(.milliseconds(50)) { [weak self] in
+        self?.deliver(.guestStartFailed(why: "cannot access its disk"))
+      }
+    }
+    world.checkGuestStart(node)
+    let guest = SimGuest(node)
+    node.guest = guest
+    node.after(world.delay(400, 200...900)) { [weak node] in
+      if node?.guest === guest, guest.state == .starting { guest.started() }
+    }
+  }
+
+  // MARK: consent
+
+  private func askConsent(_ request: ConsentRequest) {
+    let peer = world.peer(of: node)
+    node.after(World.consentTimeout) { [weak self] in
+      self?.deliver(.consentFailed(nonce: request.nonce, why: "no answer in time"))
+    }
+    guard world.reaches(from: node), world.reaches(from: peer) else { return }
+    peer.after(world.delay(5, 1...800)) { [weak self] in
+      peer.daemon?.answerConsent(request) { reply in
+        guard let self, self.world.reaches(from: peer), self.world.options.isCalm || !self.world.random.chance(10)
+        else { return }
+        self.node.after(self.world.delay(5, 1...2500)) { [weak self] in self?.deliver(.consentReplied(reply)) }
+      }
+    }
+  }
+
+  private func answerConsent(_ request: ConsentRequest, _ reply: @escaping (ConsentReply) -> Void) {
+    nextToken += 1
+    replies[nextToken] = reply
+    deliver(.consentRequested(request, token: nextToken))
+  }
+
+  // MARK: the peer's beats
+
+  func lookForPeer() {
+    guard node.daemon === self, !node.isFrozen else { return }
+    let peer = world.peer(of: node)
+    guard let other = peer.daemon, peer.isOn, !peer.isFrozen, world.reaches(from: peer) else {
+      if believesAlive == true, let lastHeard, world.now - lastHeard >= World.detection.nanoseconds {
+        believesAlive = false
+        lastBeat = nil
+        deliver(.nodeLost)
+      }
+      return
+    }
+    lastHeard = world.now
+    let restarted = peerBoot != nil && peerBoot != peer.boot
+    peerBoot = peer.boot
+    let status = other.core.status
+    if restarted { deliver(.nodeRestarted) }
+    if believesAlive != true {
+      believesAlive = true
+      deliver(.nodeAlive)
+    }
+    let beat = PeerBeat(
+      state: status.state, readiness: status.readiness, standing: status.standing ?? .inconsistent,
+      generation: status.generation ?? DurableRecord.empty.generation,
+      guestRunning: status.guest == .running || status.guest == .starting || status.guest == .paused,
+      offers: status.offers)
+    if beat != lastBeat || !world.options.beatsOnChangeOnly {
+      lastBeat = beat
+      deliver(.peerBeat(beat))
+    }
+  }
+
+  func forgiveSilence() { if lastHeard != nil { lastHeard = world.now } }
+}

@@ -1,0 +1,194 @@
+import MirrorModule
+import Model
+
+/// One copy of the module's data: the numbers of the writes it holds, in order; what lies behind `flushed` can be lost
+/// with the power.
+struct Copy {
+  var log: [Int] = []
+  var flushed = 0
+  /// In the middle of a resync.
+  var isMixed = false
+  mutating func flush() { flushed = log.count }
+}
+
+/// One host: what its disks hold survives `powerCut`, its processes do not.
+final class SimNode {
+  unowned let world: World
+  let id: NodeID
+  let name: String
+  var index: Int { id.rawValue - 1 }
+  var isOn = true
+  var isFrozen = false
+  var boot = 1
+  private var deferred: [() -> Void] = []
+  private var incarnations: UInt64 = 0
+
+  // Durable.
+  var record: DurableRecord?
+  var wish = Wish(started: false, version: 0)
+  var copy = Copy()
+
+  var daemon: SimDaemon?
+  var engine: SimEngine?
+  var guest: SimGuest?
+
+  // Faults.
+  var persistFails = false
+  var guestStartFails = false
+  var engineStartFails = false
+  /// The next daemon activity stops dead behind this many directives.
+  var daemonDiesAfter: Int?
+
+  init(world: World, id: NodeID, name: String) {
+    self.world = world
+    self.id = id
+    self.name = name
+  }
+
+  var settings: MirrorSettings {
+    incarnations += 1
+    guard let module = ModuleName("vm") else { preconditionFailure("the name is fixed") }
+    return MirrorSettings(
+      module: module, node: id, nodeName: name, peerName: name == "a" ? "b" : "a", preferred: world.options.preferred,
+      arbiter: world.options.arbiter, detection: World.detection, bootWait: World.bootWait,
+      stopTimeout: World.stopTimeout, restartsMax: 3, restartWindow: .seconds(3600), bootID: "\(name)\(boot)",
+      seed: world.options.seed &* 31 &+ incarnations &* 2 &+ UInt64(index))
+  }
+
+  /// Runs on this host: not after a power cut, and only after the thaw while it is frozen.
+  func after(_ delay: Duration, _ run: @escaping () -> Void) {
+    let planned = boot
+    world.after(delay) { [unowned self] in
+      guard isOn, boot == planned else { return }
+      isFrozen ? deferred.append(run) : run()
+    }
+  }
+
+  func startDaemon() {
+    guard isOn, daemon == nil else { return }
+    daemon = SimDaemon(node: self)
+    daemon?.start()
+  }
+
+  func killDaemon() {
+    daemon = nil
+    daemonDiesAfter = nil
+  }
+
+  func killEngine(_ why: String = "killed by signal 9") {
+    guard let gone = engine else { return }
+    gone.leave()
+    let watcher = daemon
+    after(.milliseconds(2)) { [unowned self] in
+      if let watcher, daemon === watcher { watcher.deliver(.engineGone(why: why)) }
+    }
+  }
+
+  func powerCut() {
+    guard isOn else { return }
+    isOn = false
+    isFrozen = false
+    deferred = []
+    daemon = nil
+    daemonDiesAfter = nil
+    engine?.loseSessionSilently()
+    engine = nil
+    guest = nil
+    let lost = world.random.below(copy.log.count - copy.flushed + 1)
+    copy.log.removeLast(lost)
+  }
+
+  func freeze() { if isOn { isFrozen = true } }
+
+  func thaw() {
+    guard isFrozen else { return }
+    isFrozen = false
+    // A stall of its own must not make a daemon believe that its peer is gone.
+    daemon?.forgiveSilence()
+    engine?.forgiveSilence()
+    let late = deferred
+    deferred = []
+    for run in late { after(.zero, run) }
+  }
+
+  /// What libvirt says of the guest goes to the daemon that is there when it happens.
+  func tellGuest(_ event: Event) {
+    let watcher = daemon
+    after(.milliseconds(1)) { [unowned self] in
+      if let watcher, daemon === watcher { watcher.deliver(event) }
+    }
+  }
+}
+
+/// A QEMU process: one request at a time, a flush behind every few writes.
+final class SimGuest {
+  enum State { case starting, running, stopping }
+  unowned let node: SimNode
+  var state = State.starting
+  /// Its open files are gone for good.
+  var hasLostDisks = false
+  private var requests = 0
+
+  init(_ node: SimNode) { self.node = node }
+
+  func started() {
+    state = .running
+    node.world.checkGuestStart(node)
+    node.tellGuest(.guestStarted)
+    work()
+  }
+
+  private func work() {
+    guard node.guest === self, !hasLostDisks else { return }
+    guard let engine = node.engine, engine.isMounted, state != .starting else { return }
+    requests += 1
+    let kind = requests % 4 == 0 ? SimEngine.Request.Kind.flush : .write(node.world.ledger.newWrite())
+    engine.accept(
+      SimEngine.Request(kind: kind) { [weak self] in
+        guard let self else { return }
+        self.node.after(self.node.world.delay(200, 20...400)) { [weak self] in self?.work() }
+      })
+  }
+
+  /// A request hangs in the kernel: the process cannot die before it is answered or aborted.
+  var isStuck: Bool { !hasLostDisks && node.engine?.hasStuckRequest ?? false }
+
+  func end(_ end: GuestEnd) {
+    guard node.guest === self else { return }
+    node.guest = nil
+    node.engine?.forgetRequest()
+    node.tellGuest(.guestOff(end))
+  }
+
+  func destroy() {
+    state = .stopping
+    node.after(.milliseconds(100)) { [weak self] in
+      guard let self, self.node.guest === self else { return }
+      guard self.isStuck else { return self.end(.destroyed) }
+      self.die(patience: self.node.world.now + 1_000_000_000)
+    }
+  }
+
+  /// Killed: gone as soon as nothing holds it in the kernel.
+  private func die(patience: Int64) {
+    node.after(.milliseconds(100)) { [weak self] in
+      guard let self, self.node.guest === self else { return }
+      guard self.isStuck else { return self.end(.destroyed) }
+      guard self.node.world.now >= patience else { return self.die(patience: patience) }
+      self.node.tellGuest(.guestStuck(why: "it waits for its disk"))
+      self.die(patience: self.node.world.now + 60_000_000_000)
+    }
+  }
+
+  func shutDown() {
+    state = .stopping
+    let patience = node.world.now + World.stopTimeout.nanoseconds
+    func poll() {
+      guard node.guest === self else { return }
+      if !isStuck { return end(.shutdown) }
+      if node.world.now >= patience { return destroy() }
+      node.after(.milliseconds(250)) { poll() }
+    }
+    node.after(node.world.delay(500, 100...1500)) { poll() }
+  }
+}

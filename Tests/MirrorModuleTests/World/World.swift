@@ -1,0 +1,180 @@
+import MirrorModule
+import Model
+
+/// Two nodes with one module in virtual time: real cores, simulated engines, guests, links, disks and power.
+/// Every step is checked (`Checks.swift`); the run is a function of its seed.
+final class World {
+  struct Options {
+    var seed: UInt64 = 1
+    var arbiter = ArbiterPolicy.wait
+    var preferred = NodeID.first
+    /// Beats reach the core only when they say something new: nothing wakes it by accident.
+    var beatsOnChangeOnly = true
+    /// The engine's own exit is reported to the core.
+    var reportsExit = true
+    /// Fixed delays and consent always answered at once, for transcripts.
+    var isCalm = true
+    var hasPowerCuts = false
+  }
+
+  static let tick: Duration = .milliseconds(250)
+  static let detection: Duration = .seconds(3)
+  static let bootWait: Duration = .seconds(10)
+  static let stopTimeout: Duration = .seconds(5)
+  /// No byte from the peer's engine for this long = the session is lost.
+  static let silenceMax: Duration = .seconds(2)
+  static let consentTimeout: Duration = .seconds(2)
+
+  let options: Options
+  var random: Random
+  private(set) var now: Int64 = 0
+  private var agenda = Agenda()
+  private(set) var nodes: [SimNode] = []
+  /// By sender.
+  var replicationUp = [true, true]
+  var lanUp = [true, true]
+  var ledger = Ledger()
+  var violations: [String] = []
+  /// Receives (node, line) of everything a core decides.
+  var recorder: ((SimNode, String) -> Void)?
+  /// Receives every fault of a random run.
+  var faultRecorder: ((String) -> Void)?
+  var names = Names()
+  private var connectionPlanned = false
+
+  init(_ options: Options) {
+    self.options = options
+    random = Random(state: options.seed)
+    nodes = [
+      SimNode(world: self, id: .first, name: "a"), SimNode(world: self, id: .second, name: "b"),
+    ]
+    // As `vmha add` leaves it: the first node holds the disks, the second holds nothing.
+    nodes[0].record = DurableRecord(
+      generation: Generation(number: 1, branch: BranchID(rawValue: random.next() | 1)), standing: .uptodate)
+    nodes[1].record = .empty
+    ticked()
+  }
+
+  func node(_ id: NodeID) -> SimNode { nodes[id.rawValue - 1] }
+  func peer(of node: SimNode) -> SimNode { self.node(node.id.peer) }
+
+  func after(_ delay: Duration, _ run: @escaping () -> Void) { agenda.add(now + delay.nanoseconds, run) }
+
+  func run(for time: Duration) {
+    let end = now + time.nanoseconds
+    while violations.isEmpty, let at = agenda.nextAt, at <= end {
+      let entry = agenda.removeFirst()
+      now = at
+      entry()
+      checkStep()
+    }
+    now = max(now, end)
+  }
+
+  /// Runs until `holds`, at most `limit`; true if it came to hold.
+  func run(upTo limit: Duration, until holds: () -> Bool) -> Bool {
+    let end = now + limit.nanoseconds
+    while violations.isEmpty, now < end {
+      if holds() { return true }
+      run(for: .milliseconds(100))
+    }
+    return holds()
+  }
+
+  func delay(_ calm: Int, _ wild: ClosedRange<Int>) -> Duration {
+    options.isCalm ? .milliseconds(calm) : random.milliseconds(wild)
+  }
+
+  // MARK: links
+
+  func replicates(from node: SimNode) -> Bool { replicationUp[node.index] }
+  /// Heartbeats and control use both networks.
+  func reaches(from node: SimNode) -> Bool { replicationUp[node.index] || lanUp[node.index] }
+
+  private func ticked() {
+    for node in nodes { node.daemon?.lookForPeer() }
+    for node in nodes { node.engine?.lookForSilence() }
+    for node in nodes { shareWish(from: node) }
+    planConnection()
+    after(Self.tick) { [unowned self] in ticked() }
+  }
+
+  private func shareWish(from node: SimNode) {
+    let peer = self.peer(of: node)
+    guard reaches(from: node), reaches(from: peer), !node.isFrozen, !peer.isFrozen, node.daemon != nil,
+      let daemon = peer.daemon, node.wish.version > peer.wish.version
+    else { return }
+    daemon.deliver(.wish(node.wish))
+  }
+
+  func planConnection() {
+    guard !connectionPlanned, mayConnect else { return }
+    connectionPlanned = true
+    after(delay(30, 5...300)) { [unowned self] in
+      connectionPlanned = false
+      guard mayConnect, let a = nodes[0].engine, let b = nodes[1].engine else { return }
+      let session = Session(SessionID(rawValue: random.next()), at: now)
+      a.begin(session)
+      b.begin(session)
+    }
+  }
+
+  private var mayConnect: Bool {
+    nodes.allSatisfy { $0.engine.map { $0.wantsConnection && $0.session == nil } ?? false && !$0.isFrozen }
+      && replicationUp == [true, true]
+  }
+
+  // MARK: power and operators
+
+  func powerOn(_ node: SimNode) {
+    guard !node.isOn else { return }
+    node.boot += 1
+    node.isOn = true
+    node.startDaemon()
+  }
+
+  func heal() {
+    replicationUp = [true, true]
+    lanUp = [true, true]
+    for node in nodes {
+      node.persistFails = false
+      node.guestStartFails = false
+      node.daemonDiesAfter = nil
+      if node.daemon?.core.durableRecord == nil { node.killDaemon() }
+      node.thaw()
+      powerOn(node)
+      if node.daemon == nil { node.startDaemon() }
+    }
+  }
+
+  func command(_ verb: Command.Verb, at node: SimNode) {
+    guard let daemon = node.daemon, !node.isFrozen else { return }
+    var version = max(nodes[0].wish.version, nodes[1].wish.version)
+    if verb != .swap { version += 1 }
+    daemon.deliver(.command(Command(id: random.next(), verb: verb, wishVersion: version)))
+  }
+
+  func status(_ node: SimNode) -> MirrorStatus? { node.daemon?.core.status }
+
+  var isConverged: Bool {
+    let states = nodes.map { status($0) }
+    guard let a = states[0], let b = states[1] else { return false }
+    let pair = Set([a.state, b.state])
+    return pair == [.prim, .second] && a.readiness == .ready && b.readiness == .ready
+  }
+
+  var isSplit: Bool { nodes.allSatisfy { status($0)?.isSplit ?? false } }
+}
+
+/// Short names for ids, in the order in which they appear.
+struct Names {
+  private var known: [String: String] = [:]
+  private var counts: [String: Int] = [:]
+  mutating func name(_ kind: String, _ value: UInt64) -> String {
+    if let name = known["\(kind) \(value)"] { return name }
+    counts[kind, default: 0] += 1
+    let name = "\(kind)\(counts[kind] ?? 0)"
+    known["\(kind) \(value)"] = name
+    return name
+  }
+}

@@ -1,0 +1,110 @@
+import ControlAPI
+import Glibc
+import HostSystem
+import MirrorModule
+import Model
+import Testing
+
+@testable import NodeDaemon
+
+@Suite struct ModuleStoreTests {
+  /// A folder of its own for each test, removed afterwards.
+  private static func withStore(_ body: (ModuleStore, String) throws -> Void) throws {
+    var template = Array("/tmp/vmha-store-XXXXXX".utf8CString)
+    let root = try #require(mkdtemp(&template).map { String(cString: $0) })
+    defer { _ = try? ChildProcess.run(["rm", "-rf", root], timeout: .seconds(10)) }
+    for folder in ["/var", "/var/lib", "/var/lib/vmha"] { try DurableFile.makeFolder(root + folder) }
+    let name = try #require(ModuleName("vm1"))
+    let paths = HostPaths(root: root)
+    try body(ModuleStore(paths: paths, module: name), paths.moduleState(name))
+  }
+
+  private static let record = DurableRecord(
+    generation: Generation(number: 7, branch: BranchID(rawValue: 0xfeed_beef_0123_4567)), standing: .uptodate)
+
+  @Test func nothingThereIsAbsentAndStopped() throws {
+    try Self.withStore { store, _ in
+      guard case .absent = store.readRecord() else { return #expect(Bool(false), "a record out of nothing") }
+      #expect(store.readWish() == Wish(started: false, version: 0))
+    }
+  }
+
+  @Test func comesBackAsWritten() throws {
+    try Self.withStore { store, _ in
+      try store.write(Self.record)
+      try store.write(Wish(started: true, version: 12))
+      guard case .valid(let read) = store.readRecord() else { return #expect(Bool(false), "unreadable") }
+      #expect(read == Self.record)
+      #expect(store.readWish() == Wish(started: true, version: 12))
+    }
+  }
+
+  @Test(arguments: [".a", ".b"]) func damageToOneCopyLosesNothing(copy: String) throws {
+    try Self.withStore { store, folder in
+      var older = Self.record
+      older.standing = .outdated
+      try store.write(older)
+      try store.write(Self.record)
+      try DurableFile.write(Array("damaged".utf8), to: "\(folder)/record\(copy)")
+      guard case .valid(let read) = store.readRecord() else { return #expect(Bool(false), "unreadable") }
+      #expect(read == Self.record)
+    }
+  }
+
+  @Test func damageToBothIsUnreadableNeverAbsent() throws {
+    try Self.withStore { store, folder in
+      try store.write(Self.record)
+      for copy in [".a", ".b"] { try DurableFile.write(Array("damaged".utf8), to: "\(folder)/record\(copy)") }
+      guard case .unreadable = store.readRecord() else { return #expect(Bool(false), "believed") }
+    }
+  }
+}
+
+@Suite struct MilestoneTests {
+  private static func status(
+    _ state: ModuleState, _ readiness: Readiness, _ guest: CoreGuest, inSync: Bool = false, split: Bool = false
+  ) -> CoreStatus {
+    var status = MirrorModule(
+      settings: MirrorSettings(
+        module: ModuleName("vm1") ?? preconditionName, node: .first, nodeName: "a", peerName: "b", preferred: .first,
+        arbiter: .none, detection: .seconds(3), bootWait: .seconds(60), stopTimeout: .seconds(60), restartsMax: 3,
+        restartWindow: .seconds(86_400), bootID: "boot", seed: 1)
+    ).status
+    status.state = state
+    status.readiness = readiness
+    status.guest = guest
+    status.inSync = inSync
+    status.isSplit = split
+    return status
+  }
+  private static var preconditionName: ModuleName { preconditionFailure("vm1 is a name") }
+
+  @Test func aTakeoverIsToldInOrder() {
+    let second = Self.status(.second, .ready, .off, inSync: true)
+    let promoted = Self.status(.alone, .transient, .off)
+    let starting = Self.status(.alone, .transient, .starting)
+    let running = Self.status(.alone, .ready, .running)
+    #expect(Milestones.between(second, promoted).map(\.kind) == [.promoted, .state])
+    #expect(Milestones.between(promoted, starting).map(\.kind) == [.guestStarting])
+    #expect(Milestones.between(starting, running).map(\.kind) == [.state, .guestStarted])
+  }
+
+  @Test func aGuestThatDiesIsNotAGuestThatStops() {
+    let running = Self.status(.prim, .ready, .running)
+    #expect(Milestones.between(running, Self.status(.prim, .transient, .off)).map(\.kind) == [.state, .guestDied])
+    let stopping = Self.status(.prim, .transient, .stopping)
+    #expect(Milestones.between(stopping, Self.status(.prim, .transient, .off)).map(\.kind) == [.guestStopped])
+  }
+
+  @Test func theSameSaysNothing() {
+    let running = Self.status(.prim, .ready, .running)
+    #expect(Milestones.between(running, running).isEmpty)
+  }
+
+  @Test func aSplitIsAnError() {
+    let found = Milestones.between(
+      Self.status(.alone, .ready, .running), Self.status(.alone, .blocked, .running, split: true))
+    #expect(found.map(\.kind) == [.state, .split])
+    #expect(found.allSatisfy { $0.severity == .error })
+  }
+}

@@ -1,0 +1,153 @@
+import FoundationEssentials
+import Glibc
+import HostSystem
+import Model
+import ReplicatedFiles
+import Replication
+import Testing
+
+/// The executable: its socket, its signals, its death.
+@Suite(.serialized, .timeLimit(.minutes(3)))
+struct ProcessTests {
+  /// A `vmha-replicad` process with a control connection to it.
+  private final class Process {
+    let root: String
+    let id: pid_t
+    var channel: LineChannel
+
+    init(root: String) throws {
+      self.root = root
+      var own = [CChar](repeating: 0, count: 4096)
+      let count = readlink("/proc/self/exe", &own, own.count - 1)
+      let test = String(decoding: own[..<max(0, count)].map { UInt8(bitPattern: $0) }, as: UTF8.self)
+      let folder = test[..<(test.lastIndex(of: "/") ?? test.startIndex)]
+      var child = pid_t()
+      let arguments = ["\(folder)/vmha-replicad", "--module", "vm", "--root", root]
+      var list = arguments.map { strdup($0) } + [nil]
+      defer { for text in list { free(text) } }
+      let code = posix_spawn(&child, arguments[0], nil, nil, &list, environ)
+      guard code == 0 else { throw TestFailure("cannot start \(arguments[0]): errno \(code)") }
+      id = child
+      channel = try Self.connect(root)
+    }
+
+    static func connect(_ root: String) throws -> LineChannel {
+      for _ in 0..<100 {
+        if let channel = try? LineChannel.connect(path: "\(root)/run/vmha/engines/vm.sock") { return channel }
+        usleep(50_000)
+      }
+      throw TestFailure("the engine does not listen")
+    }
+
+    func tell(_ command: EngineCommand) throws { try channel.send(command) }
+
+    @discardableResult
+    func expect<Value>(_ what: String, _ match: (EngineEvent) -> Value?) throws -> Value {
+      while let event = try channel.receive(EngineEvent.self, timeout: .seconds(10)) {
+        if let value = match(event) { return value }
+      }
+      throw TestFailure("the control connection ended before \(what)")
+    }
+
+    /// How it ended: exit code, or minus the signal.
+    func wait() -> Int32 {
+      var status: Int32 = 0
+      waitpid(id, &status, 0)
+      return status & 0x7F == 0 ? status >> 8 & 0xFF : -(status & 0x7F)
+    }
+  }
+
+  private func ready(_ process: Process, _ configuration: EngineConfiguration) throws -> EngineReport {
+    try process.tell(.configure(configuration))
+    return try process.expect("ready") { if case .ready(let report) = $0 { report } else { nil } }
+  }
+
+  /// A new vmhad takes the running engine over; the guest's files are there all the time.
+  @Test func controlConnectionIsReplaced() throws {
+    let pair = try Pair()
+    defer { pair.end() }
+    let process = try Process(root: pair.folder)
+    var isOver = false
+    defer { if !isOver { kill(process.id, SIGKILL); _ = process.wait() } }
+    try process.tell(.mount)
+    let refusal = try process.expect("failed") { if case .failed(_, let why) = $0 { why } else { nil } }
+    #expect(refusal.contains("configure"))
+    let configuration = pair.configuration(pair.one)
+    #expect(try ready(process, configuration).role == .idle)
+    try process.tell(.mount)
+    try process.expect("mounted") { if case .mounted = $0 { true } else { nil } }
+    try process.tell(.setPolicy(.alone))
+    try process.tell(.report)
+    _ = try process.expect("ready") { if case .ready(let report) = $0 { report } else { nil } }
+    try shell("echo one > $1/file", [configuration.mountPoint])
+
+    let old = process.channel
+    process.channel = try Process.connect(pair.folder)
+    let report = try ready(process, configuration)
+    #expect(report.isMounted && report.policy == .alone && report.role == .primary)
+    #expect(report.processID == process.id && report.fuseConnection != nil)
+    #expect((try? old.readLine(timeout: .seconds(5))) == .some(nil), "the old connection is closed")
+    try shell("echo two >> $1/file", [configuration.mountPoint])
+
+    // In use: a plain SIGTERM must not take a guest's disk away.
+    let file = open("\(configuration.mountPoint)/file", O_RDONLY)
+    kill(process.id, SIGTERM)
+    usleep(300_000)
+    #expect(kill(process.id, 0) == 0)
+    close(file)
+    try process.tell(.exit)
+    #expect(process.wait() == 0)
+    isOver = true
+    #expect(try shell("cat $1/file", [configuration.backingDirectory]) == "one\ntwo\n")
+  }
+
+  /// SIGKILL of the replica freezes the primary; SIGKILL of a primary leaves a dead mount, which the next engine removes.
+  @Test func killedEngines() throws {
+    let pair = try Pair()
+    defer { pair.end() }
+    try shell("head -c 1000000 /dev/urandom > $1/disk", [pair.one.backing])
+    var process = try Process(root: pair.folder)
+    var isOver = false
+    defer { if !isOver { kill(process.id, SIGKILL); _ = process.wait() } }
+    let configuration = pair.configuration(pair.two)
+    _ = try ready(process, configuration)
+    try process.tell(.connect)
+    pair.one.tell(.connect)
+    let session = try pair.one.connected()
+    try pair.one.mount()
+    pair.one.tell(.setPolicy(.alone))
+    try process.expect("connected") { if case .connected = $0 { true } else { nil } }
+    try process.tell(.acceptReplication(session))
+    try process.tell(.report)
+    let role = try process.expect("ready") { if case .ready(let report) = $0 { report.role } else { nil } }
+    #expect(role == .replica)
+    try pair.one.resync(session)
+    try pair.one.barrier(session)
+    pair.one.tell(.setPolicy(.both(session)))
+    try shell("echo both > $1/both; sync $1/both", [pair.one.mountPoint])
+    kill(process.id, SIGKILL)
+    #expect(process.wait() == -SIGKILL)
+    #expect(try pair.one.lost() == .frozen)
+    #expect(try pair.differences() == "")
+
+    // The replica's node takes over with a new engine, which is then killed under its mount.
+    for round in 0..<2 {
+      process = try Process(root: pair.folder)
+      _ = try ready(process, configuration)
+      try process.tell(.mount)
+      try process.expect("mounted") { if case .mounted = $0 { true } else { nil } }
+      try process.tell(.setPolicy(.alone))
+      try shell("echo alone$2 >> $1/both", [pair.two.mountPoint, "\(round)"])
+      if round == 0 {
+        kill(process.id, SIGKILL)
+        _ = process.wait()
+        #expect(open("\(pair.two.mountPoint)/both", O_RDONLY) == -1, "its users must see the end")
+      }
+    }
+    try process.tell(.exit)
+    #expect(process.wait() == 0)
+    isOver = true
+    #expect(try shell("cat $1/both", [pair.two.backing]) == "both\nalone0\nalone1\n")
+    #expect(try shell("ls -A $1 | wc -l", [pair.two.mountPoint]) == "0\n")
+  }
+}
