@@ -82,7 +82,7 @@ let package = Package(
     module(
       "NodeDaemon",
       [
-        "Model", "Membership", "MirrorModule", "Replication", "HostSystem", "SecureLinks", "ModuleConfig",
+        "CHostShims", "Model", "Membership", "MirrorModule", "Replication", "HostSystem", "SecureLinks", "ModuleConfig",
         "VirtualMachines", "ControlAPI", .product(name: "GRDB", package: "GRDB.swift"),
       ]),
 

@@ -11,6 +11,7 @@
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 int vmha_accept(int listener) { return accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK); }
@@ -73,3 +74,7 @@ int vmha_exit_code(int status) {
   if (WIFSIGNALED(status)) return 128 + WTERMSIG(status);
   return 255;
 }
+
+ssize_t vmha_list_attributes(int file, char *names, size_t size) { return flistxattr(file, names, size); }
+
+int vmha_remove_attribute(int file, const char *name) { return fremovexattr(file, name); }

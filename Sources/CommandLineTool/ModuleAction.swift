@@ -17,6 +17,8 @@ struct ModuleAction {
   let tool: Tool
   let isQuiet: Bool
   let json: Bool
+  /// A swap that shows the guest running, protected, on its old node this long after the command has come back.
+  private static let returnTime: Duration = .seconds(6)
   let wait: WaitOptions
   /// Seconds to wait unless told otherwise.
   let waitSecondsDefault: Int
@@ -120,6 +122,14 @@ struct ModuleAction {
   /// nil while it is on its way.
   static func result(_ module: ModuleStatus, _ goal: Goal, _ elapsed: Duration) -> Result<String, ControlError>? {
     if let text = reached(module, goal) { return .success(text) }
+    if case .swapped(let target?) = goal, elapsed >= returnTime, module.isProtected, let primary = module.primary,
+      primary.node != target
+    {
+      return .failure(
+        ControlError(
+          .failed, "\(module.name) was not swapped: it runs on \(primary.node) again",
+          why: "\(target) could not take it, or gave it back", next: "vmha log \(module.name)"))
+    }
     let current = module.nodes.filter(\.current)
     guard elapsed >= settleTime, let blocked = current.first(where: { $0.readiness == .blocked }),
       !current.contains(where: { $0.readiness == .transient })

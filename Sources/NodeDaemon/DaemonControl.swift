@@ -54,7 +54,7 @@ extension Daemon: ControlService {
     let runner = try requireModule(name)
     let cursor = try journalCursor()
     let status = runner.status
-    if runner.wish.started, status.state == .alone || status.state == .prim || status.state == .second, !force {
+    if runner.wish.started, status.readiness == .ready, status.state != .stop, !force {
       return accept(runner, cursor, "\(name) is started already", target: runningNode(runner))
     }
     let version = nextWish(runner)

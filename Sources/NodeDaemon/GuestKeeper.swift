@@ -19,6 +19,8 @@ final class GuestKeeper: Sendable {
   /// A guest that is not gone by then is stuck, for instance on a hung mount.
   private static let destroyTimeout: Duration = .seconds(10)
   private static let scriptTimeout: Duration = .seconds(60)
+  /// Files of one VM whose users libvirt may have miscounted.
+  private static let staleOwnersMax = 16
   /// At the start of vmhad libvirtd may still be on its way.
   private static let hypervisorWait: Duration = .seconds(20)
 
@@ -177,7 +179,7 @@ final class GuestKeeper: Sendable {
       try DurableFile.makeFolder("\(paths.runtime)/permits", mode: 0o755)
       try DurableFile.write([], to: permit, mode: 0o644)
       defer { unlink(permit) }
-      try hypervisor.start(module.text, limit: state.withLock { $0.configuration.startTimeout })
+      try startForgettingOwners(limit: state.withLock { $0.configuration.startTimeout })
     } catch {
       believe(.off)
       return emit(.guestStartFailed(why: "\(error)"))
@@ -185,6 +187,22 @@ final class GuestKeeper: Sendable {
     believe(.running)
     emit(.guestStarted)
     do { try runScript(.afterStart) } catch { tell(.warning, "\(error)") }
+  }
+
+  /// libvirt counts in extended attributes who uses a file. A guest whose mount died under it is destroyed without that being
+  /// taken back, and libvirt then refuses the next start for each such file outside the mount (a console log, a shared
+  /// firmware file). With no QEMU of this VM left the notes are stale: forgotten, and the start tried again.
+  private func startForgettingOwners(limit: Duration) throws {
+    for _ in 0..<Self.staleOwnersMax {
+      do { return try hypervisor.start(module.text, limit: limit) } catch {
+        guard let path = StaleOwners.path(in: error.message), try hypervisor.processID(of: module.text) == nil else {
+          throw error
+        }
+        tell(.notice, "libvirt took \(path) for in use by a guest that is gone; its note is removed")
+        try StaleOwners.forget(path)
+      }
+    }
+    try hypervisor.start(module.text, limit: limit)
   }
 
   private func stopNow() {

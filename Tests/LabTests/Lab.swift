@@ -61,6 +61,11 @@ final class Lab: Sendable {
   /// As `run`; an exit code other than 0 fails the test.
   @discardableResult
   func must(_ words: String..., within limit: Double = 60) async throws -> Output {
+    try await must(words, within: limit)
+  }
+
+  @discardableResult
+  func must(_ words: [String], within limit: Double = 60) async throws -> Output {
     let output = try await run(words, within: limit)
     guard output.ok else { throw CommandFailure(description: output.description) }
     return output

@@ -63,7 +63,8 @@ link_names() {
 }
 
 whole_number() { # VALUE MINIMUM MAXIMUM WHAT
-  [[ ${1:-} =~ ^[0-9]{1,7}$ ]] && [ "$1" -ge "$2" ] && [ "$1" -le "$3" ] || misuse "$4 must be a whole number from $2 to $3, not '${1:-}'"
+  [[ ${1:-} =~ ^[0-9]{1,7}$ ]] && [ "$1" -ge "$2" ] && [ "$1" -le "$3" ] \
+    || misuse "$4 must be a whole number from $2 to $3, not '${1:-}'"
 }
 
 now_ms() { echo $(($(date +%s%N) / 1000000)); }
@@ -72,13 +73,16 @@ now_ms() { echo $(($(date +%s%N) / 1000000)); }
 lock_lab() {
   mkdir -p "$LABS"
   exec 9> "$LABS/$LAB_NAME.lock"
-  flock -w 60 9 || fail "another tools/lab command has been changing lab '$LAB_NAME' for 60 s" "Look with: ps aux | grep tools/lab"
+  flock -w 60 9 \
+    || fail "another tools/lab command has been changing lab '$LAB_NAME' for 60 s" "Look with: ps aux | grep tools/lab"
 }
 
 check_host() {
   local missing=() command
-  [ "$(id -u)" = 0 ] || fail "the lab needs root: it makes namespaces, mounts and loop devices" "Repeat the command with sudo."
-  for command in ip:iproute2 nft:nftables tc:iproute2 unshare:util-linux nsenter:util-linux losetup:mount mke2fs:e2fsprogs \
+  [ "$(id -u)" = 0 ] \
+    || fail "the lab needs root: it makes namespaces, mounts and loop devices" "Repeat the command with sudo."
+  for command in ip:iproute2 nft:nftables tc:iproute2 unshare:util-linux nsenter:util-linux losetup:mount \
+    mke2fs:e2fsprogs pgrep:procps \
     libvirtd:libvirt-daemon-system virsh:libvirt-clients qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils \
     cpio:cpio gcc:gcc busybox:busybox-static jq:jq flock:util-linux; do
     command -v "${command%%:*}" > /dev/null || missing+=("${command##*:}")
@@ -89,7 +93,8 @@ check_host() {
       "apt-get install $(printf '%s\n' "${missing[@]}" | sort -u | tr '\n' ' ')"
   fi
   for command in /dev/net/tun /dev/loop-control /dev/fuse; do
-    [ -e "$command" ] || fail "$command does not exist on this machine" "In a container: give it the device, or use a virtual machine."
+    [ -e "$command" ] \
+      || fail "$command does not exist on this machine" "In a container: give it the device, or use a virtual machine."
   done
 }
 

@@ -6,14 +6,19 @@ fetch_kernel() {
   local package folder
   KERNEL=${LAB_KERNEL:-$CACHE/kernel}
   if compgen -G "$KERNEL/boot/vmlinuz-*" > /dev/null; then return; fi
-  [ -z "${LAB_KERNEL:-}" ] || fail "LAB_KERNEL=$LAB_KERNEL holds no boot/vmlinuz-*" "Unpack a linux-image package there: dpkg-deb -x."
+  [ -z "${LAB_KERNEL:-}" ] \
+    || fail "LAB_KERNEL=$LAB_KERNEL holds no boot/vmlinuz-*" "Unpack a linux-image package there: dpkg-deb -x."
   package=$(apt-cache depends linux-image-cloud-amd64 2> /dev/null | awk '/Depends: linux-image/ {print $2; exit}')
-  [ -n "$package" ] || fail "apt knows no linux-image-cloud-amd64" "apt-get update; or unpack a kernel package and set LAB_KERNEL=FOLDER."
+  [ -n "$package" ] \
+    || fail "apt knows no linux-image-cloud-amd64" \
+      "apt-get update; or unpack a kernel package and set LAB_KERNEL=FOLDER."
   mkdir -p "$CACHE"
   folder=$(mktemp -d "$CACHE/.kernel.XXXXXX")
   say "fetching $package (27 MB, once)"
   (cd "$folder" && apt-get download "$package" > apt.log 2>&1) \
-    || fail "cannot download $package: $(tail -1 "$folder/apt.log")" "Without a network: unpack a kernel package, set LAB_KERNEL=FOLDER."
+    \
+      || fail "cannot download $package: $(tail -1 "$folder/apt.log")" \
+        "Without a network: unpack a kernel package, set LAB_KERNEL=FOLDER."
   dpkg-deb -x "$folder"/linux-image-*.deb "$folder/tree"
   rm -rf "$CACHE/kernel"
   mv "$folder/tree" "$CACHE/kernel"
@@ -29,7 +34,8 @@ build_guest() {
   build_tool recorder -static "$TOOLS"/guest/{recorder.c,fullspeed.c,fullspeed.h}
   recorder=$TOOL
   build_tool probe "$TOOLS/guest/probe.c"
-  hash=$(cat "$recorder" "$TOOLS"/guest/{init,poweroff} "$(command -v busybox)" "${BASH_SOURCE[0]}" <(ls "$KERNEL/boot") | sha256sum | cut -c1-16)
+  hash=$(cat "$recorder" "$TOOLS"/guest/{init,poweroff} "$(command -v busybox)" "${BASH_SOURCE[0]}" \
+    <(ls "$KERNEL/boot") | sha256sum | cut -c1-16)
   cached=$CACHE/guest-$hash
   if [ ! -e "$cached/initrd.gz" ]; then
     root=$(mktemp -d "$CACHE/.guest.XXXXXX")

@@ -10,11 +10,14 @@ command_cluster() {
   [ $# = 0 ] || misuse "'$1' is not understood"
   need_node 1
   need_node 2
-  [ -x "$LAB/bin/vmha" ] || fail "this lab has no vmha" "It was made with --no-vmha: tools/lab install --bin FOLDER, then boot the nodes anew."
+  [ -x "$LAB/bin/vmha" ] \
+    || fail "this lab has no vmha" \
+      "It was made with --no-vmha: tools/lab install --bin FOLDER, then boot the nodes anew."
   command_wait_for vmhad node1 > /dev/null
   command_wait_for vmhad node2 > /dev/null
   output=$(in_node 1 timeout 60 vmha cluster init --name "lab-$LAB_NAME" \
-    --link "repl=$REPL_NET.1,replication" --link "lan=$LAN_NET.1") || fail "vmha cluster init failed on node1" "Its message is above."
+    --link "repl=$REPL_NET.1,replication" --link "lan=$LAN_NET.1") \
+      || fail "vmha cluster init failed on node1" "Its message is above."
   line=$(grep -o 'vmha cluster join .*' <<< "$output" | tail -1)
   [ -n "$line" ] || fail "vmha cluster init printed no join line, but: $output"
   line=${line/repl=ADDRESS/repl=$REPL_NET.2}
@@ -85,7 +88,9 @@ command_fsck() {
   node_number "${1:-}"
   [ -n "$vm" ] || misuse "which VM?"
   need_node "$NODE"
-  if [ -n "$(node_processes "$NODE" qemu-system-x86 "^guest=$vm,")" ]; then fail "$vm runs on node$NODE" "Stop it first."; fi
+  if [ -n "$(node_processes "$NODE" qemu-system-x86 "^guest=$vm,")" ]; then
+    fail "$vm runs on node$NODE" "Stop it first."
+  fi
   in_node "$NODE" bash -euc '
     folder=$1/.vmha-$2
     [ -d "$folder" ] || folder=$1

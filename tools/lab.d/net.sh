@@ -1,8 +1,8 @@
 # The networks: two switches and a client machine in namespaces of their own. Nothing of the host's network is touched.
 # shellcheck shell=bash
 #
-# What a link suffers is kept in files $LAB/net/nN-LINK.{cut,block,oneway,loss,rate}, and the whole rule set is made from
-# them again at each change: so it survives a power cut, and undoing one thing never undoes another.
+# What a link suffers is kept in files $LAB/net/nN-LINK.{cut,block,oneway,loss,rate}, and the whole rule set is made
+# from them again at each change: so it survives a power cut, and undoing one thing never undoes another.
 
 has_netns() { ip netns list 2> /dev/null | awk '{print $1}' | grep -qx "$1"; }
 
@@ -91,7 +91,8 @@ network_rules() {
       *.oneway) rules+="iifname \"$port\" drop; " ;;
       *.loss)
         percent=$(cat "$file")
-        rules+="iifname \"$port\" numgen random mod 100 < $percent drop; oifname \"$port\" numgen random mod 100 < $percent drop; "
+        rules+="iifname \"$port\" numgen random mod 100 < $percent drop; "
+        rules+="oifname \"$port\" numgen random mod 100 < $percent drop; "
         ;;
     esac
   done

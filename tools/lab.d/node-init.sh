@@ -1,6 +1,6 @@
 #!/bin/bash
-# Process 1 of a lab node: node-init.sh NUMBER FOLDER LAB_FOLDER. Runs in namespaces of its own; everything that is mounted
-# here ends with it. Reaps orphans, as process 1 must.
+# Process 1 of a lab node: node-init.sh NUMBER FOLDER LAB_FOLDER. Runs in namespaces of its own; everything that is
+# mounted here ends with it. Reaps orphans, as process 1 must.
 set -euo pipefail
 number=$1 folder=$2 lab=$3
 disk=$folder/disk
@@ -53,7 +53,8 @@ mount -o remount,bind,ro "$lab/guest"
 echo "node$number" > /etc/hostname
 printf '%s\n' "127.0.0.1 localhost" "10.77.1.1 node1" "10.77.1.2 node2" > /etc/hosts
 getent group vmha > /dev/null || groupadd -r vmha
-export PATH="$lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" HOME=/root LC_ALL=C.UTF-8 LANG=C.UTF-8
+export PATH="$lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+export HOME=/root LC_ALL=C.UTF-8 LANG=C.UTF-8
 
 # What systemd does with Restart=always, RestartSec=500ms.
 keep_running() { # LOG COMMAND...

@@ -5,8 +5,9 @@ DISK_BYTES_DEFAULT=8G
 
 node_root() { echo "$LAB/n$1"; }
 
-# Clocks of its own, beginning at 0 when the node boots: else a power cut would not look like one to libvirt (which tells
-# by the boot time whether a remembered owner of a file is still valid), and the nodes would share one monotonic clock.
+# Clocks of its own, beginning at 0 when the node boots: else a power cut would not look like one to libvirt (which
+# tells by the boot time whether a remembered owner of a file is still valid), and the nodes would share one
+# monotonic clock.
 # Fills CLOCKS with unshare's options; nothing on a kernel without time namespaces.
 node_clocks() {
   CLOCKS=()
@@ -45,8 +46,9 @@ in_node() {
   [ -n "$pid" ] || return 1
   (
     group_join "n$n"
-    exec nsenter -t "$pid" -m -u -i -n -p -T env PATH="$LAB/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" \
-      HOME=/root LC_ALL=C.UTF-8 LANG=C.UTF-8 "$@" 9>&-
+    exec nsenter -t "$pid" -m -u -i -n -p -T env \
+      PATH="$LAB/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" HOME=/root \
+      LC_ALL=C.UTF-8 LANG=C.UTF-8 "$@" 9>&-
   )
 }
 
@@ -78,7 +80,8 @@ node_make() {
     if [ -e "$REPOSITORY/hooks/qemu" ]; then install -m 755 "$REPOSITORY/hooks/qemu" etc-libvirt/hooks/qemu; fi
     # host_uuid: without DMI both daemons of one machine would tell the same one.
     cat >> etc-libvirt/libvirtd.conf << CONF
-host_uuid = "$(printf '%s%s' "$LAB_NAME" "$n" | sha256sum | sed -E 's/(.{8})(.{4}).(.{3}).(.{3})(.{12}).*/\1-\2-4\3-8\4-\5/')"
+host_uuid = "$(printf '%s%s' "$LAB_NAME" "$n" | sha256sum \
+      | sed -E 's/(.{8})(.{4}).(.{3}).(.{3})(.{12}).*/\1-\2-4\3-8\4-\5/')"
 auth_unix_ro = "none"
 auth_unix_rw = "none"
 log_filters = "3:util.object 3:rpc 3:event 3:access"
@@ -106,7 +109,8 @@ disk_released() {
     [ -n "$(losetup -j "$(node_root "$1")/disk.img" 2> /dev/null)" ] || return 0
     sleep 0.01
   done
-  fail "the disk of node$1 is still attached: $(losetup -j "$(node_root "$1")/disk.img")" "Something holds its mount: see fuser -vm."
+  fail "the disk of node$1 is still attached: $(losetup -j "$(node_root "$1")/disk.img")" \
+    "Something holds its mount: see fuser -vm."
 }
 
 node_start() {
@@ -134,7 +138,8 @@ node_start() {
     sleep 0.01
   done
   if [ -z "$pid" ] || [ ! -e "/proc/$pid/root/run/lab/libvirtd-answers" ]; then
-    fail "libvirtd on node$n does not answer after $((READY_STEPS_MAX / 100)) s" "See $root/console.log and $root/var-log-libvirt/"
+    fail "libvirtd on node$n does not answer after $((READY_STEPS_MAX / 100)) s" \
+      "See $root/console.log and $root/var-log-libvirt/"
   fi
   echo "$pid" > "$root/pid"
 }
@@ -186,7 +191,8 @@ command_freeze() {
   [ $# -le 1 ] || misuse "too many words: '$2'"
   need_node "$NODE"
   lock_lab
-  group_freeze "n$NODE" || fail "node$NODE does not freeze completely: a process waits in the kernel" "Thaw it: tools/lab thaw node$NODE"
+  group_freeze "n$NODE" \
+    || fail "node$NODE does not freeze completely: a process waits in the kernel" "Thaw it: tools/lab thaw node$NODE"
   say "node$NODE: frozen at_ms=$(now_ms)"
 }
 
@@ -236,7 +242,8 @@ install_programs() {
   mkdir -p "$LAB/bin"
   for name in vmha vmhad vmha-replicad; do
     program=$1/$name
-    [ -x "$program" ] || fail "$program does not exist" "Build first (swift build), name the folder with --bin, or use --no-vmha."
+    [ -x "$program" ] \
+      || fail "$program does not exist" "Build first (swift build), name the folder with --bin, or use --no-vmha."
     cp --reflink=auto "$program" "$LAB/bin/.$name.new"
     mv "$LAB/bin/.$name.new" "$LAB/bin/$name"
   done
@@ -256,7 +263,8 @@ command_up() {
   [[ $DISK_BYTES =~ ^[0-9]+[MG]$ ]] || misuse "--disk needs a size such as 8G, not '$DISK_BYTES'"
   check_host
   lock_lab
-  [ ! -e "$LAB" ] || fail "lab '$LAB_NAME' exists already ($LAB)" "tools/lab down --name $LAB_NAME, or choose another --name."
+  [ ! -e "$LAB" ] \
+    || fail "lab '$LAB_NAME' exists already ($LAB)" "tools/lab down --name $LAB_NAME, or choose another --name."
   if [ "$vmha" = yes ] && [ -z "$bin" ]; then
     for bin in "$REPOSITORY"/.build/debug "$REPOSITORY"/.build/release; do [ ! -x "$bin/vmhad" ] || break; done
   fi

@@ -16,15 +16,19 @@ status_json() {
   local n link nodes="[]" guests="[]" links name
   for n in 1 2; do
     links="{}"
-    for link in repl lan; do links=$(jq -c --arg k "$link" --arg v "$(link_state "$n" "$link")" '.[$k]=$v' <<< "$links"); done
+    for link in repl lan; do
+      links=$(jq -c --arg k "$link" --arg v "$(link_state "$n" "$link")" '.[$k]=$v' <<< "$links")
+    done
     nodes=$(jq -c --arg name "node$n" --arg power "$(node_power "$n")" --arg libvirtd "$(service_state "$n" libvirtd)" \
       --arg vmhad "$(service_state "$n" vmhad)" --arg engines "$(count "$(node_processes "$n" vmha-replicad)")" \
       --argjson links "$links" --arg running "$(running_guests "$n")" \
-      '. + [{name:$name,power:$power,libvirtd:($libvirtd=="running"),vmhad:($vmhad=="running"),engines:($engines|tonumber),
+      '. + [{name:$name,power:$power,libvirtd:($libvirtd=="running"),vmhad:($vmhad=="running"),
+             engines:($engines|tonumber),
              links:$links,running:($running|split(" ")|map(select(.!="")))}]' <<< "$nodes")
   done
   while read -r name; do
-    guests=$(jq -c --arg name "$name" --arg address "$(guest_address "$name")" '. + [{name:$name,address:$address}]' <<< "$guests")
+    guests=$(jq -c --arg name "$name" --arg address "$(guest_address "$name")" \
+      '. + [{name:$name,address:$address}]' <<< "$guests")
   done < "$LAB/guests"
   jq -n --arg name "$LAB_NAME" --arg folder "$LAB" --argjson nodes "$nodes" --argjson guests "$guests" \
     '{name:$name,folder:$folder,nodes:$nodes,guests:$guests}'
@@ -90,7 +94,8 @@ command_wait_for() {
     vmhad)
       node_number "${words[0]:-}"
       need_node "$NODE"
-      wait_until "$seconds" vmhad vmha_answers "$NODE" || fail "vmhad on node$NODE does not answer after $seconds s" "See $(node_root "$NODE")/var-log-vmha/vmhad.log"
+      wait_until "$seconds" vmhad vmha_answers "$NODE" \
+        || fail "vmhad on node$NODE does not answer after $seconds s" "See $(node_root "$NODE")/var-log-vmha/vmhad.log"
       ;;
     protected | stopped)
       [ -n "${words[0]:-}" ] || misuse "which VM?"

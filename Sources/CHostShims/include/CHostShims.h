@@ -19,5 +19,9 @@ int vmha_peer_credentials(int socket, pid_t *process, uid_t *user, gid_t *group)
 /// a new process group or (`session`) a new session. Returns 0 or an errno value.
 int vmha_spawn(pid_t *process, const char *path, char *const *argv, char *const *environment, int in, int out, int err,
                int session);
+/// Names of a file's extended attributes, each ended by a zero; -1 and errno. (sys/xattr.h is not part of Swift's Glibc module.)
+ssize_t vmha_list_attributes(int file, char *names, size_t size);
+/// 0, or -1 and errno.
+int vmha_remove_attribute(int file, const char *name);
 /// Exit status parts of waitpid's macros: exit code 0...255, or 128 + signal.
 int vmha_exit_code(int status);
