@@ -76,7 +76,7 @@ struct EngineTests {
       try from.drain()
       try from.barrier(session)
       try from.unmount()
-      from.tell(.acceptReplication(session))
+      try from.accept(session)
       try to.mount()
       to.tell(.setPolicy(.both(session)))
       try shell("cat $1/round$2", [to.mountPoint, "\(round)"])
@@ -178,7 +178,7 @@ struct EngineTests {
       #expect(try pair.one.lost() == .frozen)
       pair.one.tell(.setPolicy(.alone))
       session = try pair.reconnect()
-      pair.two.tell(.acceptReplication(session))
+      try pair.two.accept(session)
       if cycle % 2 == 0 {
         pair.one.tell(.startResync(session))
         usleep(UInt32.random(in: 1000...300_000))
@@ -187,7 +187,7 @@ struct EngineTests {
         #expect(try pair.one.lost() == .alone)
         session = try pair.reconnect()
         try pair.one.quiet()
-        pair.two.tell(.acceptReplication(session))
+        try pair.two.accept(session)
       }
       try pair.one.resync(session)
       try pair.one.barrier(session)

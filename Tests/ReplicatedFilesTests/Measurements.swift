@@ -50,7 +50,7 @@ struct Measurements {
     try pair.one.mount()
     pair.one.tell(.setPolicy(.alone))
     for load in [false, true] {
-      pair.two.tell(.acceptReplication(session))
+      try pair.two.accept(session)
       let over = Flag()
       let path = "\(pair.one.mountPoint)/disk"
       let guest = try HostThread.start(name: "guest", detached: false) {

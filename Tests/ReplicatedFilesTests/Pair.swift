@@ -89,6 +89,13 @@ final class Side: @unchecked Sendable {
     tell(.flushBarrier(session))
     try expect("barrierDone") { if case .barrierDone = $0 { true } else { nil } }
   }
+  /// Returns when the engine is the replica: what the peer sends from then on is applied.
+  func accept(_ session: SessionID) throws {
+    tell(.acceptReplication(session))
+    tell(.report)
+    try expect("ready") { if case .ready(let report) = $0, report.role == .replica { true } else { nil } }
+  }
+
   func resync(_ session: SessionID) throws {
     tell(.startResync(session))
     try expect("resyncCopied", within: .seconds(120)) { if case .resyncCopied = $0 { true } else { nil } }
@@ -163,7 +170,7 @@ final class Pair: @unchecked Sendable {
 
   /// With `alone` the source gives the target up again instead of needing it.
   func resync(source: Side, target: Side, _ session: SessionID, alone: Bool = false) throws {
-    target.tell(.acceptReplication(session))
+    try target.accept(session)
     try source.resync(session)
     try source.barrier(session)
     source.tell(.setPolicy(alone ? .alone : .both(session)))

@@ -167,6 +167,16 @@ group_set() { # GROUP freeze|thaw
   fi
 }
 
+# For a power cut: whoever is not frozen after this waits in the kernel for one that is, and runs no code of its own.
+group_stop() {
+  local step
+  group_set "$1" freeze
+  for ((step = 0; step < 50; step++)); do
+    if group_frozen "$1"; then return 0; fi
+    sleep 0.002
+  done
+}
+
 # A task that waits in the kernel for a FUSE daemon frozen before it cannot freeze: let all go on, then try again.
 group_freeze() {
   local try step

@@ -150,8 +150,8 @@ node_power_cut() {
   local n=$1 pid root
   root=$(node_root "$n")
   pid=$(node_pid "$n")
-  group_freeze "n$n" || true
   CUT_MS=$(now_ms)
+  group_stop "n$n"
   ip -n "$SWITCH" link set "n$n-repl" down
   ip -n "$SWITCH" link set "n$n-lan" down
   "$TOOL" "/proc/$pid/root$root/disk"
