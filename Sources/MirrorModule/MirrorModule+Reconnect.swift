@@ -125,6 +125,7 @@ extension MirrorModule {
         record.bootAtLastSync = boot
         record.wroteLast = false
       }
+      timers[.quiet] = nil
       phase = .second(session)
       say("in sync with \(settings.peerName), ready to take over", .notice, rule: "R8")
     default: return
@@ -213,6 +214,7 @@ extension MirrorModule {
   mutating func giveToken(_ session: SessionID) {
     engine(.acceptReplication(session))
     persist { $0.wroteLast = false }
+    timers[.quiet] = nil
     phase = .second(session)
     out.append(.sendPeer(session, .token))
     say("handed the module over to \(settings.peerName)", .notice, rule: "R10")

@@ -26,7 +26,7 @@ extension Daemon {
 
   public func clusterJoin(_ request: ClusterJoinRequest) async throws -> ClusterDescription {
     try await onThread {
-      try self.translated {
+      try self.translated(nothingChanged: true) {
         let membership = try self.clusterSetup.join(
           address: request.address, fingerprint: request.fingerprint, token: request.token, nodeName: request.nodeName,
           links: request.links.map(Self.ownLink))
@@ -155,9 +155,13 @@ extension Daemon {
   // MARK: errors
 
   /// The cluster's errors in the API's words.
-  private func translated<Result>(_ work: () throws -> Result) throws -> Result {
+  ///
+  /// `nothingChanged`: the command changes nothing anywhere before it has reached the other host.
+  private func translated<Result>(nothingChanged: Bool = false, _ work: () throws -> Result) throws -> Result {
     do { return try work() } catch let error as ClusterError {
-      throw ControlError(Self.code(error.code), error.what, why: error.why, next: error.next)
+      throw ControlError(
+        Self.code(error.code), error.what, why: error.why, next: error.next,
+        httpStatus: nothingChanged && error.code == .unreachable ? 409 : nil)
     } catch let error as ConfigurationError {
       throw ControlError(
         .invalidRequest, "cluster.xml would not be valid", why: "\(error)", next: "see: vmha cluster show")

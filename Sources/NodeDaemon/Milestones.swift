@@ -24,7 +24,12 @@ enum Milestones {
           kind: .state, severity: new.readiness == .blocked ? .error : .info, sentence: "\(words): \(new.sentence)",
           details: ["state": new.state.rawValue, "readiness": new.readiness.rawValue]))
     }
-    if let guest = guest(old?.guest ?? .unknown, new.guest) { found.append(guest) }
+    let before = old?.guest ?? .unknown
+    if new.guest == .starting, before == .running || before == .paused, let died = guest(before, .off) {
+      // It died and is being started again within one decision.
+      found.append(died)
+    }
+    if let guest = guest(before, new.guest) { found.append(guest) }
     if old?.resync == nil, new.resync != nil {
       found.append(Milestone(kind: .resyncStarted, severity: .info, sentence: "resync started"))
     }

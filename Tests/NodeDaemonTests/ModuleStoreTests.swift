@@ -96,6 +96,12 @@ import Testing
     #expect(Milestones.between(stopping, Self.status(.prim, .transient, .off)).map(\.kind) == [.guestStopped])
   }
 
+  @Test func aGuestRestartedAtOnceDiedAllTheSame() {
+    let running = Self.status(.prim, .ready, .running)
+    let kinds = Milestones.between(running, Self.status(.prim, .transient, .starting)).map(\.kind)
+    #expect(kinds == [.state, .guestDied, .guestStarting])
+  }
+
   @Test func theSameSaysNothing() {
     let running = Self.status(.prim, .ready, .running)
     #expect(Milestones.between(running, running).isEmpty)

@@ -11,7 +11,8 @@ import Testing
   }
 
   @Test(arguments: [
-    "", "something else", "which is already in use Setting different ", "Setting different DAC user or group on  which is already in use",
+    "", "something else", "which is already in use Setting different ",
+    "Setting different DAC user or group on  which is already in use",
   ]) func takesNothingElseForIt(message: String) {
     #expect(StaleOwners.path(in: message) == nil)
   }
