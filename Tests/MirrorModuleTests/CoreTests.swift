@@ -128,4 +128,30 @@ import Testing
     _ = core.handle(.engine(.sessionEnded), at: late)
     #expect(core.status.sentence.contains("does not answer"))
   }
+
+  /// The peer's heartbeat said SECOND before its token arrived here; the wait begun then must not outlive the token.
+  @Test func aWaitForTheTokenEndsWithTheToken() {
+    var report = EngineReport(processID: 1, role: .replica, policy: .frozen)
+    report.session = session
+    var (core, _) = core(record, report: report)
+    #expect(core.status.state == .second)
+    let beat = PeerBeat(
+      state: .second, readiness: .ready, standing: .uptodate, generation: record.generation, guestRunning: false,
+      offers: false)
+    _ = core.handle(.nodeAlive, at: start)
+    _ = core.handle(.peerBeat(beat), at: start)
+    _ = core.handle(.peerMessage(session, .token), at: start)
+    _ = core.handle(.engine(.mounted(fuseConnection: nil)), at: start)
+    _ = core.handle(.guestStarted, at: start)
+    #expect(core.status.state == .prim)
+    let later = start + .seconds(60)
+    _ = core.handle(.command(Command(id: 1, verb: .swap, wishVersion: 1)), at: later)
+    var directives: [Directive] = []
+    for event in [Event.guestOff(.shutdown), .engine(.drained), .engine(.barrierDone(session)), .engine(.unmounted)] {
+      directives += core.handle(event, at: later)
+    }
+    #expect(directives.contains(.sendPeer(session, .token)))
+    #expect(!directives.contains(.engine(.endSession)))
+    #expect(core.status.state == .second)
+  }
 }
