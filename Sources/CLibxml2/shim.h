@@ -1,6 +1,11 @@
 #ifndef VMHA_CLIBXML2_SHIM_H
 #define VMHA_CLIBXML2_SHIM_H
 
+// Debian's libxml2 pulls ICU's headers in, which clash with the ICU inside Swift's Foundation ("UErrorCode has different
+// definitions"), depending on which module is read first. Nothing here uses libxml2's converters.
+#include <libxml/xmlversion.h>
+#undef LIBXML_ICU_ENABLED
+
 #include <libxml/parser.h>
 #include <libxml/relaxng.h>
 #include <libxml/tree.h>

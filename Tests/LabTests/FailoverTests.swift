@@ -155,6 +155,52 @@ extension AllLabs {
       }
     }
 
+    /// The whole site loses its power. What was acknowledged was also flushed, so all of it is promised.
+    @Test(arguments: 1...rounds)
+    func blackout(round: Int) async throws {
+      var dice = Dice(seed: Failover.seed &+ 1000 &+ UInt64(round))
+      let first = Bool.random(using: &dice) ? "node1" : "node2"
+      let apart = Int.random(in: 0...2000, using: &dice)
+      let title = "blackout: \(first), \(apart) ms later the other (VMHA_LAB_SEED=\(Failover.seed), round \(round))"
+      try await lab.scenario(title) {
+        try await lab.healthy()
+        try await lab.watching(Lab.guests) {
+          try await Task.sleep(for: .seconds(2))
+          try await lab.must("power-cut", first)
+          try await Task.sleep(for: .milliseconds(apart))
+          try await lab.must("power-cut", Lab.other(first))
+          for node in [first, Lab.other(first)] { try await lab.must("boot", node) }
+          try await lab.until("both run again and are in sync", on: "node1", within: 150) { view in
+            try Lab.guests.allSatisfy { try view.module($0).isProtected }
+          }
+          try await lab.healthy()
+        }
+        try await lab.verifyCopies()
+      }
+    }
+
+    @Test func drills() async throws {
+      try await lab.scenario("drills") {
+        try await lab.healthy()
+        for node in ["node1", "node2"] {
+          let edit = "s|<disks>|<check><tcp address=\"10.77.0.11\" port=\"80\"/></check><disks>|"
+          try await lab.must("exec", node, "sed", "-i", edit, "/etc/vmha/modules/vm1/module.xml")
+          try await lab.must("kill", node, "vmhad")
+          try await lab.must("wait-for", "vmhad", node, "--timeout", "30")
+        }
+        try await lab.healthy()
+        try await lab.watching(Lab.guests) {
+          for kind in ["--swap", "--crash"] {
+            let drill = try await lab.vmha("node1", "drill", "vm1", kind, "--yes")
+            #expect(drill.out.contains("answering") && drill.out.contains("protected and where it was"), "\(drill)")
+          }
+        }
+        let reports = try await lab.must("exec", "node1", "sh", "-c", "cat /var/lib/vmha/drills/*.json | jq -s length")
+        #expect(reports.out == "2\n", "\(reports)")
+        try await lab.healthy()
+      }
+    }
+
     /// A hung host that comes back: its guest was taken over, and it must give way.
     @Test(arguments: 1...rounds)
     func frozenNode(round: Int) async throws {
