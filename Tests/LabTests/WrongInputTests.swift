@@ -107,10 +107,10 @@ extension AllLabs {
         try await refused([
           Refusal(
             "node2", "cluster join 10.77.1.1 --fingerprint \(Self.fingerprint) --token \(Self.token) \(Self.joining)",
-            1, "vmhad runs there"),
+            4, "vmhad runs there"),
           Refusal(
             "node2", "cluster join 10.77.1.77 --fingerprint \(Self.fingerprint) --token \(Self.token) \(Self.joining)",
-            1, "vmhad runs there"),
+            4, "vmhad runs there"),
         ])
         let made = try await lab.vmha(
           "node1", "cluster", "init", "--name", "right", "--link", "repl=10.77.1.1,replication", "--link",
