@@ -9,7 +9,7 @@ SWIFT   ?= swift
 BUILD_PACKAGES := gcc g++ libc6-dev pkg-config libfuse3-dev libvirt-dev libxml2-dev libssl-dev libsqlite3-dev
 # What the lab's two nodes and their guests need at run time.
 LAB_PACKAGES := libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils fuse3 iproute2 nftables busybox-static \
-  cpio e2fsprogs procps xz-utils acl attr jq openssl gcc libc6-dev
+  cpio e2fsprogs procps xz-utils acl attr jq openssl fio python3-minimal iputils-ping
 
 .PHONY: build release test unit lab-test demo lint format install uninstall packages clean
 
