@@ -11,10 +11,12 @@ struct ClusterCommand: ParsableCommand {
 
   /// What to type on the other host.
   static func lines(_ ticket: JoinTicket) -> [String] {
-    [
-      "On the other host run, with its own address for each link:", "", "  \(ticket.commandLine)", "",
-      "The token works once, until \(ticket.expires.localTimeOfDay). Another one: vmha cluster ticket",
-    ]
+    (ticket.replaces.map { ["The cluster has both its nodes: this lets in a host that takes the place of \($0)."] }
+      ?? [])
+      + [
+        "On the other host run, with its own address for each link:", "", "  \(ticket.commandLine)", "",
+        "The token works once, until \(ticket.expires.localTimeOfDay). Another one: vmha cluster ticket",
+      ]
   }
 
   static func lines(_ cluster: ClusterDescription, _ console: Console) -> [String] {

@@ -164,8 +164,11 @@ public struct JoinTicket: Sendable, Codable, Hashable {
   public var expires: WallTime
   /// Names of the links of the cluster; the joining host gives its address for each.
   public var linkNames: [String]
+  /// Set if the cluster has both nodes: only a host that takes this node's place is let in.
+  public var replaces: String?
   public init(
-    clusterName: String, address: String, fingerprint: String, token: String, expires: WallTime, linkNames: [String]
+    clusterName: String, address: String, fingerprint: String, token: String, expires: WallTime, linkNames: [String],
+    replaces: String? = nil
   ) {
     self.clusterName = clusterName
     self.address = address
@@ -173,6 +176,7 @@ public struct JoinTicket: Sendable, Codable, Hashable {
     self.token = token
     self.expires = expires
     self.linkNames = linkNames
+    self.replaces = replaces
   }
   /// The line to type on the other host, complete but for its own addresses.
   public var commandLine: String {
@@ -180,7 +184,7 @@ public struct JoinTicket: Sendable, Codable, Hashable {
       + linkNames.map { "--link \($0)=ADDRESS" }).joined(separator: " ")
   }
   enum CodingKeys: String, CodingKey {
-    case address, fingerprint, token, expires
+    case address, fingerprint, token, expires, replaces
     case clusterName = "cluster_name"
     case linkNames = "link_names"
   }

@@ -1,8 +1,6 @@
-import AsyncHTTPClient
 import ControlAPI
 import Foundation
 import NIOCore
-import NIOFoundationCompat
 import NIOHTTP1
 
 /// `ControlService` as a client sees it: the daemon behind a unix socket. Throws `ControlError` only.
@@ -14,15 +12,6 @@ public struct ControlClient: ControlService {
   public let socketPath: String
 
   public init(socketPath: String) { self.socketPath = socketPath }
-
-  // One for the life of the process: a client that is dropped without a shut-down stops the process, and a CLI has no
-  // good moment for one. Failed connections are not retried, so that "not running" is said at once.
-  private static let http: HTTPClient = {
-    var configuration = HTTPClient.Configuration()
-    configuration.connectionPool.retryConnectionEstablishment = false
-    configuration.timeout.connect = .seconds(5)
-    return HTTPClient(eventLoopGroupProvider: .singleton, configuration: configuration)
-  }()
 
   public func status() async throws -> ClusterStatus { try await call(.GET, "/v1/status") }
   public func module(_ name: String) async throws -> ModuleStatus { try await call(.GET, path(name)) }
@@ -85,28 +74,27 @@ public struct ControlClient: ControlService {
   public func follow(
     since cursor: Int64?, module: String?, _ body: (JournalEvent) async throws -> Void
   ) async throws {
-    let response = try await open(
-      .GET, "/v1/events/stream" + query(since: cursor, module: module, limit: nil), body: nil, deadline: nil)
-    guard response.status == .ok else { throw try await failure(response) }
-    var parser = ServerSentEvents()
-    var parts = response.body.makeAsyncIterator()
-    while let part = try await next(&parts) {
-      for data in try parser.feed(part.readableBytesView) {
-        try await body(try ControlCoding.decode(JournalEvent.self, from: data))
+    let uri = "/v1/events/stream" + query(since: cursor, module: module, limit: nil)
+    do {
+      try await UnixSocketExchange(socketPath: socketPath, method: .GET, uri: uri, body: nil).perform { head, answer in
+        guard head.status == .ok else { throw try await failure(head, &answer) }
+        var parser = ServerSentEvents()
+        while let part = try await answer.next() {
+          for data in try parser.feed(part.readableBytesView) {
+            let event = try ControlCoding.decode(JournalEvent.self, from: data)
+            // What `body` throws is the caller's, not a broken connection.
+            do { try await body(event) } catch { throw Passed(error: error) }
+          }
+        }
       }
+    } catch let passed as Passed {
+      throw passed.error
+    } catch {
+      throw explained(error)
     }
   }
 
-  /// What breaks the stream is this client's to explain; what `body` throws is not.
-  private func next(_ parts: inout HTTPClientResponse.Body.AsyncIterator) async throws -> ByteBuffer? {
-    do {
-      return try await parts.next()
-    } catch is CancellationError {
-      throw CancellationError()
-    } catch {
-      throw broken(error)
-    }
-  }
+  private struct Passed: Error { let error: any Error }
 
   private func path(_ name: String, _ action: String? = nil) -> String {
     "/v1/modules/\(escaped(name))" + (action.map { "/\($0)" } ?? "")
@@ -135,10 +123,16 @@ extension ControlClient {
   private func exchange<Answer: Decodable>(
     _ method: HTTPMethod, _ path: String, _ body: Data?, _ timeout: Duration
   ) async throws -> Answer {
-    let deadline = NIODeadline.now() + .milliseconds(timeout.components.seconds * 1000)
-    let response = try await open(method, path, body: body, deadline: deadline)
-    guard (200..<300).contains(response.status.code) else { throw try await failure(response) }
-    let data = try await collect(response)
+    let exchange = UnixSocketExchange(socketPath: socketPath, method: method, uri: path, body: body)
+    let data: Data
+    do {
+      data = try await exchange.perform(within: timeout) { head, answer in
+        guard (200..<300).contains(head.status.code) else { throw try await failure(head, &answer) }
+        return try await answer.collect(upTo: ControlCoding.bodyBytesMax)
+      }
+    } catch {
+      throw explained(error)
+    }
     do {
       return try ControlCoding.decode(Answer.self, from: data)
     } catch {
@@ -148,43 +142,20 @@ extension ControlClient {
     }
   }
 
-  private func open(
-    _ method: HTTPMethod, _ path: String, body: Data?, deadline: NIODeadline?
-  ) async throws -> HTTPClientResponse {
-    guard let url = URL(httpURLWithSocketPath: socketPath, uri: path) else {
-      throw ControlError(.invalidRequest, "'\(socketPath)' is not a socket path")
-    }
-    var request = HTTPClientRequest(url: url.absoluteString)
-    request.method = method
-    request.headers.add(name: "Host", value: "vmhad")
-    if let body {
-      request.headers.add(name: "Content-Type", value: "application/json")
-      request.body = .bytes(ByteBuffer(data: body))
-    }
-    do {
-      return try await Self.http.execute(request, deadline: deadline ?? .distantFuture)
-    } catch is CancellationError {
-      throw CancellationError()
-    } catch {
-      throw broken(error)
-    }
-  }
-
-  private func collect(_ response: HTTPClientResponse) async throws -> Data {
-    do {
-      return Data(buffer: try await response.body.collect(upTo: ControlCoding.bodyBytesMax))
-    } catch {
-      throw broken(error)
-    }
-  }
-
   /// The error that vmhad answered with.
-  private func failure(_ response: HTTPClientResponse) async throws -> ControlError {
-    let data = try await collect(response)
+  private func failure(
+    _ head: HTTPResponseHead, _ answer: inout UnixSocketExchange.Body
+  ) async throws -> ControlError {
+    let data = try await answer.collect(upTo: ControlCoding.bodyBytesMax)
     if let error = try? ControlCoding.decode(ControlError.self, from: data) { return error }
     return ControlError(
-      .badAnswer, "vmhad answered with HTTP status \(response.status.code)",
+      .badAnswer, "vmhad answered with HTTP status \(head.status.code)",
       why: String(decoding: data.prefix(200), as: UTF8.self), next: "see its log: journalctl -u vmhad")
+  }
+
+  /// What the caller is told: the daemon's own error, a cancellation, or why the exchange broke.
+  private func explained(_ error: any Error) -> any Error {
+    error is CancellationError || error is ControlError ? error : broken(error)
   }
 
   /// Why an exchange broke. The socket itself is asked, because that tells a daemon that is down from one that hangs.
@@ -201,7 +172,7 @@ extension ControlClient {
     case .broken(let why):
       ControlError(.daemonNotRunning, "vmhad cannot be reached", why: why, next: "systemctl status vmhad")
     case .answers:
-      if let error = error as? HTTPClientError, error == .deadlineExceeded || error == .readTimeout {
+      if case ExchangeError.timedOut = error {
         ControlError(
           .timedOut, "vmhad did not answer in time", why: "it accepted the connection and stayed silent",
           next: "see what it does: journalctl -u vmhad -e", httpStatus: 504)

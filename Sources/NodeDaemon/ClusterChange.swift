@@ -12,8 +12,8 @@ extension ClusterSetup {
 
   /// Writes a changed configuration on both nodes, its revision raised by one. `new` must come from the present
   /// revision (`.changedMeanwhile` otherwise). With two nodes both must be reachable: `.unreachable` means that
-  /// nothing, or the peer's copy only, was changed; `reconcile` or repeating the command completes it. Throws
-  /// `ClusterError`.
+  /// nothing was changed, `.unanswered` that the peer's copy may be; `reconcile` or repeating the command completes it.
+  /// Throws `ClusterError`.
   public func change(to new: ClusterConfiguration, peer ask: AskPeer) throws -> ClusterMembership {
     let what = "cluster.xml was not changed"
     let membership = try changing(
@@ -57,8 +57,9 @@ extension ClusterSetup {
     do {
       reply = try ask(.put(configuration: Data(xml), expected: expected))
     } catch {
+      let isUnseen = (error as? PeerError).map { $0.code != .outcomeUnknown } ?? false
       throw ClusterError(
-        .unreachable, what, why: "the other node must store it too: \(error)",
+        isUnseen ? .unreachable : .unanswered, what, why: "the other node must store it too: \(error)",
         next: "see 'vmha status'; repeat the command when both nodes are up")
     }
     if case .refused(let error) = reply { throw error }

@@ -8,7 +8,10 @@ public struct ClusterError: Error, Codable, Sendable, Hashable, CustomStringConv
     case addressNotHere
     case wrongToken
     case wrongFingerprint
+    /// The other host has seen nothing of it.
     case unreachable
+    /// The other host was asked and its answer did not come: it may have done it.
+    case unanswered
     /// The other side is of another cluster, or has both its nodes.
     case otherCluster
     case nodeNameTaken

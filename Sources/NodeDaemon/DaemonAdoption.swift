@@ -13,14 +13,14 @@ extension Daemon {
   public func planAdd(_ request: AddRequest) async throws -> AddPlan {
     try await onThread {
       let (adoption, wanted) = try self.prepareAdd(request)
-      return try self.inWords { Self.planWords(try adoption.planAdd(wanted)) }
+      return try self.inWords(nothingChanged: true) { Self.planWords(try adoption.planAdd(wanted)) }
     }
   }
 
   public func add(_ request: AddRequest) async throws -> OperationID {
     try await onThread {
       let (adoption, wanted) = try self.prepareAdd(request)
-      let plan = try self.inWords { try adoption.planAdd(wanted) }
+      let plan = try self.inWords(nothingChanged: true) { try adoption.planAdd(wanted) }
       guard plan.isPossible else { throw Self.checksFailed(request.name, plan) }
       let id = try self.operations.begin(.add, module: request.name, sentence: "adding \(request.name)")
       self.record(.adoption, .notice, "add by the operator", module: request.name)
@@ -40,7 +40,7 @@ extension Daemon {
       try self.refuseUnlessStopped(valid)
       let adoption = try self.adoption()
       let request = RemovalRequest(name: name, purgeCopy: purgeCopy, standing: self.runner(valid)?.status.standing)
-      let plan = try self.inWords { try adoption.planRemove(request) }
+      let plan = try self.inWords(nothingChanged: true) { try adoption.planRemove(request) }
       guard plan.isPossible else { throw Self.checksFailed(name, plan) }
       let id = try self.operations.begin(.remove, module: name, sentence: "removing \(name)")
       self.record(.adoption, .notice, "remove by the operator", module: name)
@@ -209,7 +209,8 @@ extension Daemon {
       why: errors.first?.what, next: errors.first?.whatToDo, details: errors.map(\.description))
   }
 
-  private func inWords<Result>(_ work: () throws -> Result) throws -> Result {
+  /// `nothingChanged`: so far it only looked.
+  private func inWords<Result>(nothingChanged: Bool = false, _ work: () throws -> Result) throws -> Result {
     do { return try work() } catch let error as AdoptionError {
       let code: ControlError.Code =
         switch error.code {
@@ -218,11 +219,12 @@ extension Daemon {
         case .peer: .peerUnreachable
         default: .failed
         }
-      throw ControlError(code, error.what, why: error.why, next: error.next)
+      throw ControlError(
+        code, error.what, why: error.why, next: error.next, httpStatus: nothingChanged ? 409 : nil)
     } catch let error as HypervisorError {
       throw ControlError(
         error.code == .noSuchDomain ? .noSuchVM : .hypervisorUnavailable, error.message, why: "\(error)",
-        next: error.next)
+        next: error.next, httpStatus: nothingChanged && error.code != .noSuchDomain ? 409 : nil)
     }
   }
 }

@@ -26,7 +26,7 @@ extension Daemon {
 
   public func clusterJoin(_ request: ClusterJoinRequest) async throws -> ClusterDescription {
     try await onThread {
-      try self.translated(nothingChanged: true) {
+      try self.translated {
         let membership = try self.clusterSetup.join(
           address: request.address, fingerprint: request.fingerprint, token: request.token, nodeName: request.nodeName,
           links: request.links.map(Self.ownLink))
@@ -86,7 +86,8 @@ extension Daemon {
   private static func joinTicket(_ ticket: ClusterTicket) -> JoinTicket {
     JoinTicket(
       clusterName: ticket.clusterName, address: ticket.addresses.first ?? "", fingerprint: ticket.fingerprint,
-      token: ticket.token, expires: WallTime.now() + ticket.lifetime, linkNames: ticket.linkNames)
+      token: ticket.token, expires: WallTime.now() + ticket.lifetime, linkNames: ticket.linkNames,
+      replaces: ticket.replaces)
   }
 
   private func description(of membership: ClusterMembership) -> ClusterDescription {
@@ -155,13 +156,11 @@ extension Daemon {
   // MARK: errors
 
   /// The cluster's errors in the API's words.
-  ///
-  /// `nothingChanged`: the command changes nothing anywhere before it has reached the other host.
-  private func translated<Result>(nothingChanged: Bool = false, _ work: () throws -> Result) throws -> Result {
+  private func translated<Result>(_ work: () throws -> Result) throws -> Result {
     do { return try work() } catch let error as ClusterError {
       throw ControlError(
         Self.code(error.code), error.what, why: error.why, next: error.next,
-        httpStatus: nothingChanged && error.code == .unreachable ? 409 : nil)
+        httpStatus: error.code == .unreachable ? 409 : nil)
     } catch let error as ConfigurationError {
       throw ControlError(
         .invalidRequest, "cluster.xml would not be valid", why: "\(error)", next: "see: vmha cluster show")
@@ -175,7 +174,7 @@ extension Daemon {
     case .invalid, .addressNotHere, .wrongLinks: .invalidRequest
     case .wrongToken: .wrongToken
     case .wrongFingerprint: .wrongFingerprint
-    case .unreachable: .peerUnreachable
+    case .unreachable, .unanswered: .peerUnreachable
     case .otherCluster, .nodeNameTaken, .refused: .refused
     case .changedMeanwhile: .busy
     case .damaged: .failed

@@ -25,6 +25,11 @@ enum StaleOwners {
       open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)
     }
     defer { close(file) }
+    var status = stat()
+    try HostCalls.perform("owners.stat", path: path) { fstat(file, &status) }
+    guard status.st_mode & S_IFMT == S_IFREG else {
+      throw HostError(.invalid, "owners.stat", path: path, "not a regular file")
+    }
     var names = [CChar](repeating: 0, count: listBytesMax)
     let length = try HostCalls.perform("owners.list", path: path) {
       Int32(truncatingIfNeeded: vmha_list_attributes(file, &names, names.count))

@@ -197,7 +197,7 @@ extension AllLabs {
         try await refused([Refusal("add plain --yes", 4, "other node")])
         try await lab.must("exec", "node2", "rm", "/var/lib/vmha/filler")
         // libvirtd does not answer: first here, then there.
-        for (node, code, word) in [("node1", 1, "libvirtd"), ("node2", Int32(4), "libvirt on the other node")] {
+        for (node, code, word) in [("node1", Int32(4), "libvirtd"), ("node2", Int32(4), "libvirt on the other node")] {
           try await lab.must("exec", node, "mount", "--bind", "/dev/null", "/run/libvirt/libvirt-sock")
           try await lab.must("kill", node, "libvirtd")
           let output = try await lab.run(["exec", "node1", "vmha", "add", "plain", "--yes"], within: 60)
@@ -215,7 +215,7 @@ extension AllLabs {
         try await lab.must("power-cut", "node2")
         try await Task.sleep(for: .seconds(5))
         try await refused([
-          Refusal("add plain --yes", 4, "other node"), Refusal("cluster set detection=5s", 1, "node2"),
+          Refusal("add plain --yes", 4, "other node"), Refusal("cluster set detection=5s", 4, "node2"),
         ])
         try await lab.must("boot", "node2")
         try await lab.must("wait-for", "vmhad", "node2", "--timeout", "30")
@@ -243,8 +243,8 @@ extension AllLabs {
         try await lab.must("wait-for", "vmhad", "node2", "--timeout", "30")
         try await Task.sleep(for: .seconds(2))
         try await refused([
-          Refusal("cluster set detection=5s", 1, "certificate of 'node2' expired on 2020-01-02"),
-          Refusal("node2", "cluster set detection=5s", 1, "expired", "clocks of both hosts"),
+          Refusal("cluster set detection=5s", 4, "certificate of 'node2' expired on 2020-01-02"),
+          Refusal("node2", "cluster set detection=5s", 4, "expired", "clocks of both hosts"),
           Refusal("add plain --yes", 4, "other node", "expired"),
         ])
         #expect(try await lab.vmha("node2", "status").out.contains("certificate ends at 2020-01-02"))

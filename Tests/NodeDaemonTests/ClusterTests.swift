@@ -213,7 +213,7 @@ import Testing
         throw PeerError(.outcomeUnknown, "answer lost")
       }
     }
-    #expect(lost?.code == .unreachable)
+    #expect(lost?.code == .unanswered)
     #expect(try first.membership()?.configuration.revision == 2 && second.membership()?.configuration.revision == 3)
     // Another change from the old revision is refused by the peer.
     var other = new

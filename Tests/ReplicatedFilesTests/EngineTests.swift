@@ -206,7 +206,7 @@ struct EngineTests {
     try pair.inSync(source: pair.one, target: pair.two, session)
     try shell(
       """
-      fio --name=verify --directory=$1 --size=48M --rw=randrw --rwmixwrite=70 --bsrange=512-128k --bs_unaligned \
+      cd "$1/.."; fio --name=verify --directory="$1" --size=48M --rw=randrw --rwmixwrite=70 --bsrange=512-128k --bs_unaligned \
         --direct=1 --ioengine=libaio --iodepth=16 --numjobs=2 --verify=crc32c --verify_fatal=1 --fsync=64 --minimal
       """, [pair.one.mountPoint])
     try pair.one.drain()
