@@ -64,13 +64,17 @@ struct UnixSocketExchange {
         headers.add(name: "Content-Type", value: "application/json")
         headers.add(name: "Content-Length", value: String(body.count))
       }
-      try await outbound.write(.head(HTTPRequestHead(version: .http1_1, method: method, uri: uri, headers: headers)))
-      if let body { try await outbound.write(.body(.byteBuffer(ByteBuffer(data: body)))) }
-      try await outbound.write(.end(nil))
+      var request: [HTTPClientRequestPart] = [
+        .head(HTTPRequestHead(version: .http1_1, method: method, uri: uri, headers: headers))
+      ]
+      if let body { request.append(.body(.byteBuffer(ByteBuffer(data: body)))) }
+      // The daemon may answer and close before it was told the end of the request: then the answer counts.
+      var unsent: (any Error)?
+      do { try await outbound.write(contentsOf: request + [.end(nil)]) } catch { unsent = error }
       var parts = inbound.makeAsyncIterator()
       guard case .head(let head)? = try await parts.next() else {
         try Task.checkCancellation()
-        throw ExchangeError.endedEarly
+        throw unsent ?? ExchangeError.endedEarly
       }
       var answer = Body(parts: parts)
       return try await read(head, &answer)
