@@ -1,6 +1,7 @@
 // OpenSSL's macros and variadics as functions, and a BIO over plain memory. No logic lives here.
 #pragma once
 #include <openssl/bio.h>
+#include <openssl/core_names.h>
 #include <openssl/crypto.h>
 #include <openssl/err.h>
 #include <openssl/evp.h>
@@ -107,4 +108,20 @@ static inline int vmha_tls_attach(SSL *tls, const BIO_METHOD *method, vmha_bytes
   BIO_set_data(writer, out);
   SSL_set_bio(tls, reader, writer);
   return 1;
+}
+
+/// A 16-byte key, for many messages. 1 = done.
+static inline int vmha_gmac_key(EVP_MAC_CTX *context, const void *key) {
+  OSSL_PARAM parameters[2] = {
+    OSSL_PARAM_construct_utf8_string(OSSL_MAC_PARAM_CIPHER, (char *)"AES-128-GCM", 0), OSSL_PARAM_construct_end()};
+  return EVP_MAC_init(context, (const unsigned char *)key, 16, parameters);
+}
+/// 16 bytes of hash under the key of before, always with the same nonce. 1 = done.
+static inline int vmha_gmac(EVP_MAC_CTX *context, const void *bytes, size_t count, void *hash) {
+  unsigned char nonce[12] = {0};
+  OSSL_PARAM parameters[2] = {
+    OSSL_PARAM_construct_octet_string(OSSL_MAC_PARAM_IV, nonce, sizeof nonce), OSSL_PARAM_construct_end()};
+  size_t length = 0;
+  return EVP_MAC_init(context, NULL, 0, parameters) && EVP_MAC_update(context, (const unsigned char *)bytes, count) &&
+         EVP_MAC_final(context, (unsigned char *)hash, &length, 16) && length == 16;
 }

@@ -26,6 +26,9 @@ public struct HostPaths: Sendable, Hashable {
   /// The durable record (R0), the operator's wish and the add/remove journal of one module.
   public func moduleState(_ name: ModuleName) -> String { "\(state)/modules/\(name)" }
 
+  /// The write-intent map of the module's engine (R3).
+  public func intentsFile(_ name: ModuleName) -> String { "\(moduleState(name))/intents" }
+
   public var runtime: String { "\(root)/run/vmha" }
   public var controlSocket: String { "\(runtime)/vmhad.sock" }
   public func engineSocket(_ name: ModuleName) -> String { "\(runtime)/engines/\(name).sock" }

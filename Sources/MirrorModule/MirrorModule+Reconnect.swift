@@ -130,6 +130,7 @@ extension MirrorModule {
       say("in sync with \(settings.peerName), ready to take over", .notice, rule: "R8")
     default: return
     }
+    engine(.clearIntents(session))
     out.append(.sendPeer(session, .adopted))
   }
 

@@ -46,6 +46,8 @@ public struct EngineConfiguration: Codable, Sendable, Hashable {
   public var links: [EngineLink]
   public var backingDirectory: String
   public var mountPoint: String
+  /// This node's write-intent map (R3); made if it is not there, and then everything counts as possibly different.
+  public var intentsFile: String
   /// PEM files: cluster CA certificate, this node's certificate, its key.
   public var authorityFile: String
   public var certificateFile: String
@@ -57,8 +59,8 @@ public struct EngineConfiguration: Codable, Sendable, Hashable {
 
   public init(
     module: ModuleName, node: NodeID, peerName: String, port: Int, links: [EngineLink], backingDirectory: String,
-    mountPoint: String, authorityFile: String, certificateFile: String, keyFile: String, silenceMax: Duration,
-    keepalive: Duration
+    mountPoint: String, intentsFile: String, authorityFile: String, certificateFile: String, keyFile: String,
+    silenceMax: Duration, keepalive: Duration
   ) {
     self.module = module
     self.node = node
@@ -67,6 +69,7 @@ public struct EngineConfiguration: Codable, Sendable, Hashable {
     self.links = links
     self.backingDirectory = backingDirectory
     self.mountPoint = mountPoint
+    self.intentsFile = intentsFile
     self.authorityFile = authorityFile
     self.certificateFile = certificateFile
     self.keyFile = keyFile
@@ -94,7 +97,8 @@ public enum EngineCommand: Codable, Sendable, Hashable {
   /// Change the policy, or be refused (`failed`) if its session is not the current one. The new policy holds before anything else is read.
   /// Turning to a session policy in a session in which this side was the replica (swap) sends the identity manifest first.
   case setPolicy(AcknowledgePolicy)
-  /// Copy everything to the target of this session: policy must be `alone`; it becomes `resyncing`, `settling` when all is copied (`resyncCopied`).
+  /// Bring the target of this session up to date: what the maps of both nodes say may differ is compared, or copied. The policy must
+  /// be `alone`; it becomes `resyncing`, and `settling` when nothing is left to send (`resyncCopied`).
   case startResync(SessionID)
   /// R8.2 and swap: fsync here, and have the replica fsync and answer. Answered by `barrierDone`, or by the loss of the session.
   case flushBarrier(SessionID)
@@ -102,6 +106,8 @@ public enum EngineCommand: Codable, Sendable, Hashable {
   case drain
   /// fsync every backing file and directory (R4, before a fresh guest). Answered by `filesSynced`.
   case syncFiles
+  /// R8.4: this node, the replica of this session, has adopted the source's generation: its own map is cleared. No answer.
+  case clearIntents(SessionID)
   /// Answered by `ready` with a fresh report.
   case report
   /// Leave: unmounts (forced) and exits. Only sent when the module stops or is removed.
@@ -138,6 +144,9 @@ public struct EngineReport: Codable, Sendable, Hashable {
   public var bytesWritten: UInt64
   public var bytesSent: UInt64
   public var bytesReceived: UInt64
+  /// What a resync would have to look at by this node's write-intent map, files of which nothing is known apart; nil =
+  /// everything.
+  public var bytesMarked: UInt64?
   /// Name of the link the session runs over.
   public var link: String?
   /// Number of the mount's FUSE connection in /sys/fs/fuse/connections, for aborting a hung mount.

@@ -248,9 +248,10 @@ public final class Daemon: ModuleSurroundings, Sendable {
     }
     return EngineConfiguration(
       module: module.name, node: view.node, peerName: peerName, port: ClusterPorts.engine(module.number), links: links,
-      backingDirectory: module.backingDirectory, mountPoint: module.mountPoint, authorityFile: paths.authorityFile,
-      certificateFile: paths.nodeCertificateFile, keyFile: paths.nodeKeyFile, silenceMax: cluster.detection,
-      keepalive: cluster.pulse)
+      backingDirectory: module.backingDirectory, mountPoint: module.mountPoint,
+      intentsFile: paths.intentsFile(module.name), authorityFile: paths.authorityFile,
+      certificateFile: paths.nodeCertificateFile,
+      keyFile: paths.nodeKeyFile, silenceMax: cluster.detection, keepalive: cluster.pulse)
   }
 
   func moduleChanged(_ module: ModuleName, from old: CoreStatus?, to new: CoreStatus) {

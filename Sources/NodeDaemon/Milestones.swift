@@ -33,8 +33,13 @@ enum Milestones {
     if old?.resync == nil, new.resync != nil {
       found.append(Milestone(kind: .resyncStarted, severity: .info, sentence: "resync started"))
     }
-    if old?.resync != nil, new.resync == nil, new.inSync {
-      found.append(Milestone(kind: .resyncDone, severity: .notice, sentence: "resync done"))
+    // PRIM: both are required from here on (R8.3). A copy that was given up leaves ALONE.
+    if let done = old?.resync, new.resync == nil, new.state == .prim {
+      found.append(
+        Milestone(
+          kind: .resyncDone, severity: .notice,
+          sentence: "resync done: \(byteText(done.bytesTotal)) could differ, \(byteText(done.bytesSent)) were sent",
+          details: ["bytes_compared": "\(done.bytesTotal)", "bytes_sent": "\(done.bytesSent)"]))
     }
     if old?.isSplit != true, new.isSplit {
       found.append(Milestone(kind: .split, severity: .error, sentence: new.sentence))

@@ -43,6 +43,7 @@ extension Engine {
     case .flushBarrier(let session): try flushBarrier(session)
     case .drain: mirror.drain()
     case .syncFiles: try syncFiles()
+    case .clearIntents(let session): try clearIntents(session)
     case .report: emit(.ready(report()))
     case .exit: leave()
     }
@@ -59,6 +60,7 @@ extension Engine {
     }
     let movesTree =
       current?.backingDirectory != configuration.backingDirectory || current?.mountPoint != configuration.mountPoint
+      || current?.intentsFile != configuration.intentsFile
     if movesTree {
       guard !isMounted, state.withLock({ $0.replica?.session }) == nil else {
         throw EngineError(.busy, "the directories cannot change while the module is mounted or replicating")
@@ -68,13 +70,20 @@ extension Engine {
         throw EngineError(
           .backing, "cannot open the backing directory \(configuration.backingDirectory): \(error)")
       }
-      let replica = try Replica(root: root.number) { [weak self] operation, path, error in
+      let intents: Intents
+      do { intents = try Intents(path: configuration.intentsFile) } catch {
+        throw EngineError(.backing, "cannot keep a write-intent map: \(error)")
+      }
+      if let note = intents.note { Log.note("write-intent map: \(note)") }
+      mirror.use(intents)
+      let replica = try Replica(root: root.number, intents: intents) { [weak self] operation, path, error in
         Log.note("disk error: \(operation) of \(path): \(error)")
         self?.emit(.diskError(operation: operation, path: path, errno: error.code))
       }
       state.withLock { state in
         state.root = root
         state.replica = replica
+        state.intents = intents
       }
     }
     let revision = state.withLock { state in
@@ -150,6 +159,7 @@ extension Engine {
       throw error
     }
     mirror.attach(server)
+    do { try state.withLock({ $0.intents })?.prepare() } catch { Log.note("\(error)") }
     try mount.start()
     state.withLock { $0.mounted = Mounted(mount: mount, server: server) }
     Log.note("mounted \(configuration.mountPoint), FUSE connection \(mount.connection.map(String.init) ?? "unknown")")
@@ -211,7 +221,7 @@ extension Engine {
       guard isMounted, mirror.policy == .frozen else {
         throw EngineError(.state, "cannot turn from \(mirror.policy) to \(policy) before a resync")
       }
-      try mirror.sendManifest(root: root.number, to: session, identityOnly: true)
+      try mirror.sendManifest(root: root.number, to: session, key: HashKey(0, 0), identityOnly: true)
       state.withLock { $0.mirroredSession = id }
     }
     try mirror.setPolicy(policy)
@@ -278,6 +288,16 @@ extension Engine {
     }
   }
 
+  /// R8.4
+  private func clearIntents(_ id: SessionID) throws {
+    let (replica, intents) = state.withLock { ($0.replica, $0.intents) }
+    // Lost meanwhile: the zones stay, and are compared once more.
+    guard replica?.session == id, let intents else { return }
+    do throws(Errno) { try intents.clear() } catch {
+      throw EngineError(.backing, "the write-intent map cannot be stored: \(error)")
+    }
+  }
+
   private func syncFiles() throws {
     guard let root = state.withLock({ $0.root }) else { return }
     startThread("sync-files") { engine in
@@ -340,6 +360,7 @@ extension EngineCommand {
     case .flushBarrier: "flushBarrier"
     case .drain: "drain"
     case .syncFiles: "syncFiles"
+    case .clearIntents: "clearIntents"
     case .report: "report"
     case .exit: "exit"
     }

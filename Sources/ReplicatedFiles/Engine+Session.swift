@@ -83,6 +83,10 @@ extension Engine {
       throw EngineError(.link, "the peer ended the session: \(sentence)\(code == 0 ? "" : ": \(Errno(code))")")
     case .bye(let sentence):
       throw EngineError(.link, "the peer ended the session: \(sentence)")
+    case .differing(let file, let content): mirror.differing(file, content, session: session.id)
+    case .differingEnd: mirror.differingEnd(session: session.id)
+    case .resyncCompared(let differing):
+      try mirror.resyncCompared(frame.header.sequence, differing: differing, session: session.id)
     case .hello, .agree:
       throw EngineError(.link, "the peer sent a \(body.kind) frame in the middle of a session")
     default:

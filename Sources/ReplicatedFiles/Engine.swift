@@ -20,6 +20,9 @@ public final class Engine: Sendable {
     /// Borrowed by the replica and by walks.
     var root: OwnedDescriptor?
     var replica: Replica?
+    var intents: Intents?
+    var lastClearing = Instant(nanoseconds: 0)
+    var isClearing = false
     var mounted: Mounted?
     var isUnmounting = false
     var session: PeerSession?
@@ -37,11 +40,14 @@ public final class Engine: Sendable {
   /// One command at a time, whoever it comes from.
   let commands = Mutex(())
   let mirror: Mirror
+  private let clearInterval: Duration
   private let connectorBox = Mutex<Connector?>(nil)
   private let emitter: @Sendable (EngineEvent) -> Void
 
-  /// `emit` is called from any thread and must not block.
-  public init(emit: @escaping @Sendable (EngineEvent) -> Void) throws {
+  /// `emit` is called from any thread and must not block. A zone that was not written for one to two `clearInterval`s is
+  /// cleared from the write-intent map (R3).
+  public init(clearInterval: Duration = .seconds(5), emit: @escaping @Sendable (EngineEvent) -> Void) throws {
+    self.clearInterval = clearInterval
     emitter = emit
     let target = Weak()
     mirror = Mirror(
@@ -91,6 +97,7 @@ public final class Engine: Sendable {
       report.bytesWritten = mirror.bytesWritten.load(ordering: .relaxed)
       report.bytesSent = state.bytesSent + (state.session?.bytesSent.load(ordering: .relaxed) ?? 0)
       report.bytesReceived = state.bytesReceived + (state.session?.bytesReceived.load(ordering: .relaxed) ?? 0)
+      report.bytesMarked = state.intents?.bytesMarked
       report.link = state.session?.link
       report.fuseConnection = state.mounted?.mount.connection
       return report
@@ -108,6 +115,7 @@ public final class Engine: Sendable {
   private func tick(_ now: Instant, gap: Duration) {
     let (session, configuration) = state.withLock { ($0.session, $0.configuration) }
     guard let session, let configuration else { return }
+    clearIntents(now)
     // PROTOCOL, timing relations: a process that did not run may have been replaced meanwhile.
     if gap > configuration.silenceMax / 2 {
       return lose(session.id, "this engine did not run for \(gap.milliseconds) ms")
@@ -120,5 +128,25 @@ public final class Engine: Sendable {
       return lose(session.id, "the peer takes too little: \(session.queuedBytes) bytes wait for it")
     }
     if now - session.lastSent >= configuration.keepalive { session.keepAlive() }
+  }
+
+  private func clearIntents(_ now: Instant) {
+    let due = state.withLock { state -> OwnedDescriptor? in
+      guard !state.isClearing, now - state.lastClearing >= clearInterval, state.mounted != nil, let root = state.root
+      else { return nil }
+      state.lastClearing = now
+      state.isClearing = true
+      return root
+    }
+    guard let root = due else { return }
+    do {
+      try HostThread.start(name: "clear-intents", stackBytes: 2 << 20) { [self] in
+        mirror.clearIntents(root: root.number)
+        state.withLock { $0.isClearing = false }
+      }
+    } catch {
+      Log.note("the write-intent map is not cleared: \(error)")
+      state.withLock { $0.isClearing = false }
+    }
   }
 }

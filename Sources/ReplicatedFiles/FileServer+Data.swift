@@ -32,7 +32,8 @@ extension FileServer {
     let from = UInt64(offset)
     let count = UInt64(length)
     let range = mode.movesData ? wholeFile : from..<(from + count)
-    let action = GuestRequest.Action.range(range) { [self] () throws(Errno) in
+    let intent = from..<(mode.movesData ? UInt64.max : from + count)
+    let action = GuestRequest.Action.range(range, intent: intent) { [self] () throws(Errno) in
       try Backing.allocate(descriptor, mode: Int32(bitPattern: mode.rawValue), offset: from, length: count)
       return AppliedChange(
         operation: .allocate(fileID(number), mode, offset: from, length: count), reply: .done)
@@ -56,9 +57,14 @@ extension FileServer {
       }
       return AppliedChange(operation: .setAttributes(fileID(number), applied), reply: reply)
     }
-    let isRange = mask & FUSE_SET_ATTR_SIZE != 0
-    sink.submit(
-      GuestRequest(request, file: fileID(number), isRange ? .range(wholeFile, change) : .name(change)))
+    guard mask & FUSE_SET_ATTR_SIZE != 0 else {
+      return sink.submit(GuestRequest(request, file: fileID(number), .name(change)))
+    }
+    // What is cut off or added. A write that makes the file longer at the same time has an intent of its own.
+    let size = (try? Backing.status(nodes.node(number).descriptor).st_size).map { UInt64($0) } ?? wholeFile.upperBound
+    let wantedSize = UInt64(max(wanted.st_size, 0))
+    let intent = min(size, wantedSize)..<max(size, wantedSize)
+    sink.submit(GuestRequest(request, file: fileID(number), .range(wholeFile, intent: intent, change)))
   }
 
   /// Fills `applied` with the exact values after each step that worked.

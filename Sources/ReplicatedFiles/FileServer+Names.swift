@@ -129,6 +129,7 @@ extension FileServer {
   func setExtendedAttribute(_ request: KernelRequest, _ number: UInt64, name: [UInt8], value: [UInt8], flags: Int32) {
     change(request, number) { [self] () throws(Errno) in
       guard let name = AttributeName(name) else { throw Errno(ERANGE) }
+      guard !FileIdentities.isOurs(name.bytes) else { throw Errno(EPERM) }
       guard value.count <= FileOperation.attributeValueBytesMax else { throw Errno(E2BIG) }
       let node = try nodes.node(number)
       guard node.type != S_IFLNK else { throw Errno(ENOTSUP) }
@@ -141,6 +142,7 @@ extension FileServer {
   func removeExtendedAttribute(_ request: KernelRequest, _ number: UInt64, name: [UInt8]) {
     change(request, number) { [self] () throws(Errno) in
       guard let name = AttributeName(name) else { throw Errno(ERANGE) }
+      guard !FileIdentities.isOurs(name.bytes) else { throw Errno(EPERM) }
       let node = try nodes.node(number)
       guard node.type != S_IFLNK else { throw Errno(ENOTSUP) }
       try Backing.removeAttribute(node.descriptor, name.bytes)

@@ -101,14 +101,28 @@ extension FileServer {
 
   func getExtendedAttribute(_ request: KernelRequest, _ number: UInt64, name: [UInt8], size: Int) {
     readExtended(request, number, size: size) { (object, buffer) throws(Errno) in
-      try Backing.getAttribute(object, name, into: buffer)
+      guard !FileIdentities.isOurs(name) else { throw Errno(ENODATA) }
+      return try Backing.getAttribute(object, name, into: buffer)
     }
   }
 
   func listExtendedAttributes(_ request: KernelRequest, _ number: UInt64, size: Int) {
     readExtended(request, number, size: size) { (object, buffer) throws(Errno) in
-      try Backing.listAttributes(object, into: buffer.bindMemory(to: CChar.self))
+      let names = buffer.bindMemory(to: CChar.self)
+      let count = try Backing.listAttributes(object, into: names)
+      return names.isEmpty ? count : Self.withoutOurs(names, count)
     }
+  }
+
+  /// Takes vmha's own names out of a list; answers the bytes that are left.
+  private static func withoutOurs(_ names: UnsafeMutableBufferPointer<CChar>, _ count: Int) -> Int {
+    var kept: [CChar] = []
+    for name in names[..<count].split(separator: 0) where !FileIdentities.isOurs(name.map { UInt8(bitPattern: $0) }) {
+      kept += name
+      kept.append(0)
+    }
+    for (index, byte) in kept.enumerated() { names[index] = byte }
+    return kept.count
   }
 
   private func readExtended(

@@ -50,8 +50,9 @@ final class GuestRequest: @unchecked Sendable {
   enum Action: Sendable {
     /// Applied and sent at the same time; ordered against overlapping ranges of the same file.
     case write(descriptor: Int32, offset: UInt64, payload: Payload)
-    /// Truncate and fallocate: ordered like a write, but applied first and sent only if that worked.
-    case range(Range<UInt64>, Change)
+    /// Truncate and fallocate: ordered like a write, but applied first and sent only if that worked. `intent`: the bytes whose
+    /// contents may change.
+    case range(Range<UInt64>, intent: Range<UInt64>, Change)
     /// Names and attributes: one at a time, applied first and sent only if that worked.
     case name(Change)
     case flush(descriptor: Int32, dataOnly: Bool)
@@ -82,6 +83,15 @@ final class GuestRequest: @unchecked Sendable {
     self.file = file
     action = .name(change)
     self.whenDone = whenDone
+  }
+
+  /// The bytes whose contents it may change (R3).
+  var intent: Range<UInt64>? {
+    switch action {
+    case .write(_, let offset, let payload): offset..<offset + UInt64(payload.count)
+    case .range(_, let intent, _): intent.isEmpty ? nil : intent
+    case .name, .flush: nil
+    }
   }
 
   var bytes: Int {

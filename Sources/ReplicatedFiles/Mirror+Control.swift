@@ -62,6 +62,7 @@ extension Mirror {
     }
     // `run` takes the last one first.
     run(ready.reversed(), session)
+    storeIntents()
   }
 
   /// Answered through the observer, once nothing is in flight.
@@ -174,6 +175,7 @@ extension Mirror {
       state.orders = [:]
       state.unmirrored = []
       state.isDrainWanted = false
+      state.intents?.forgetAll()
       state.epoch += 1
       state.machine = AcknowledgeMachine()
       if let session = state.session { state.machine.sessionBegan(session.id) }

@@ -3,6 +3,7 @@ import Glibc
 import HostSystem
 import Model
 import Replication
+import SecureLinks
 import Synchronization
 
 /// A file descriptor that is closed with its last owner.
@@ -12,13 +13,16 @@ final class OwnedDescriptor: Sendable {
   deinit { close(number) }
 }
 
-/// A full copy on its way to the target.
+/// What a target lacks, on its way to it.
 struct ResyncState {
   /// Stands for the copy where the range order knows requests by their address.
   static let requestBits: UInt64 = 0
 
   let session: SessionID
   var plan: ResyncPlan
+  /// What the target has said of its files, until it has said everything.
+  var target: [FileID: FileContent] = [:]
+  var isTargetKnown = false
   /// The piece being copied has its turn in its file.
   var isRangeHeld = false
   var removed: Set<FileID> = []
@@ -26,7 +30,16 @@ struct ResyncState {
   var acknowledgements: UInt64 = 0
 }
 
-/// The source of a resync: manifest, then all contents in pieces, in order with the guest's writes.
+/// A regular file of the source.
+struct ResyncSource {
+  let object: OwnedDescriptor
+  /// As it is when the manifest is read.
+  let size: UInt64
+  let allocated: UInt64
+}
+
+/// The source of a resync: the manifest; then, in order with the guest's writes, hashes or contents of whatever either
+/// node's map says may differ, in pieces.
 extension Mirror {
   /// Data on its way while the guest is waiting for something: small, so that its requests do not queue behind the copy.
   static let busyWindowBytes = 2 << 20
@@ -39,22 +52,30 @@ extension Mirror {
   func resync(
     _ id: SessionID, root: Int32, progress: (ResyncProgress) -> Void
   ) throws(EngineError) {
-    try holdChanges(id)
-    var files: [FileID: OwnedDescriptor]
-    do throws(EngineError) {
-      files = try beginCopy(id, root: root)
-    } catch {
-      releaseChanges()
-      throw error
+    let key = HashKey(randomUInt64(), randomUInt64())
+    let hasher: BlockHasher
+    do { hasher = try BlockHasher(key: (key.first, key.second)) } catch {
+      throw EngineError(.busy, "cannot start a resync: \(error)")
     }
+    try holdChanges(id)
+    // Before the manifest goes: the target may answer it at once.
+    state.withLock { $0.copy = ResyncState(session: id, plan: ResyncPlan(files: [], now: monotonicNow())) }
     isCopying.store(true, ordering: .relaxed)
     defer {
       isCopying.store(false, ordering: .relaxed)
       state.withLock { $0.copy = nil }
     }
+    var sources: [FileID: ResyncSource]
+    do throws(EngineError) {
+      sources = try beginCopy(id, root: root, key)
+    } catch {
+      releaseChanges()
+      throw error
+    }
     resumeParked()
     do throws(EngineError) {
-      try copyAll(id, &files, progress)
+      try awaitTarget(id, sources)
+      try copyAll(id, &sources, hasher, progress)
     } catch {
       throw EngineError(error.code, "the resync stopped: \(error.message)")
     }
@@ -108,52 +129,98 @@ extension Mirror {
     resumeParked()
   }
 
-  private func beginCopy(_ id: SessionID, root: Int32) throws(EngineError) -> [FileID: OwnedDescriptor] {
+  private func beginCopy(
+    _ id: SessionID, root: Int32, _ key: HashKey
+  ) throws(EngineError) -> [FileID: ResyncSource] {
     guard let session = state.withLock({ $0.session }), session.id == id else {
       throw EngineError(.link, "the session was lost")
     }
-    var descriptors: [FileID: OwnedDescriptor] = [:]
-    var files: [ResyncFile] = []
-    try sendManifest(root: root, to: session, identityOnly: false) { (found) throws(EngineError) in
-      guard found.type == S_IFREG, descriptors[found.id] == nil else { return }
+    var sources: [FileID: ResyncSource] = [:]
+    try sendManifest(root: root, to: session, key: key, identityOnly: false) { (found) throws(EngineError) in
+      guard found.type == S_IFREG, sources[found.id] == nil else { return }
       let copy = dup(found.descriptor)
       guard copy >= 0 else { throw EngineError(.backing, "cannot keep '\(found.path)' open: \(Errno.last)") }
-      descriptors[found.id] = OwnedDescriptor(copy)
-      files.append(
-        ResyncFile(
-          file: found.id, size: UInt64(found.status.st_size), allocated: UInt64(found.status.st_blocks) * 512))
+      sources[found.id] = ResyncSource(
+        object: OwnedDescriptor(copy), size: UInt64(found.status.st_size),
+        allocated: UInt64(found.status.st_blocks) * 512)
     }
-    let plan = ResyncPlan(files: files, now: monotonicNow())
     var effects = Effects()
     let refusal = state.withLock { state -> AcknowledgeError? in
       defer { conclude(&state, &effects) }
       do throws(AcknowledgeError) {
         try state.machine.setPolicy(.resyncing(id), completions: &effects.completions)
         if state.isDrainWanted { state.machine.beginDrain() }
-        state.copy = ResyncState(session: id, plan: plan)
         return nil
       } catch { return error }
     }
     settleAndRun(effects)
     if let refusal { throw EngineError(.state, "cannot start a resync: \(refusal)") }
-    return descriptors
+    return sources
+  }
+
+  /// The target makes its tree like the manifest and says what its map holds; what to look at is the union of both.
+  private func awaitTarget(_ id: SessionID, _ sources: [FileID: ResyncSource]) throws(EngineError) {
+    let known = state.wait { state -> [FileID: FileContent]?? in
+      guard state.session?.id == id, let copy = state.copy, copy.session == id else { return .some(nil) }
+      return copy.isTargetKnown ? .some(copy.target) : nil
+    }
+    guard let target = known ?? nil else { throw EngineError(.link, "the session was lost") }
+    let intents = state.withLock { $0.intents }
+    let files = sources.sorted { $0.key < $1.key }.map { id, source in
+      let identity = try? FileIdentities.read(source.object.number)
+      // What either side does not know is looked at as a whole.
+      let own = (identity ?? nil).flatMap { identity in intents?.content(of: identity) } ?? .whole
+      return ResyncFile(
+        file: id, size: source.size, allocated: source.allocated, content: own.union(target[id] ?? .whole))
+    }
+    state.withLock { state in
+      guard let copy = state.copy, copy.session == id else { return }
+      state.copy?.plan = ResyncPlan(files: files.filter { !copy.removed.contains($0.file) }, now: monotonicNow())
+      state.copy?.target = [:]
+    }
+  }
+
+  /// The target's map, frame by frame.
+  func differing(_ file: FileID, _ content: FileContent, session: SessionID) {
+    state.withLock { state in
+      guard state.session?.id == session, state.copy?.session == session, state.copy?.isTargetKnown == false else {
+        return  // R1
+      }
+      let known = state.copy?.target[file]
+      state.copy?.target[file] = known?.union(content) ?? content
+    }
+  }
+
+  func differingEnd(session: SessionID) {
+    state.withLock { state in
+      guard state.session?.id == session, state.copy?.session == session else { return }  // R1
+      state.copy?.isTargetKnown = true
+    }
+    state.wake()
   }
 
   /// Tells the peer the tree, with its ids. Nothing may change it meanwhile.
   func sendManifest(
-    root: Int32, to session: PeerSession, identityOnly: Bool,
+    root: Int32, to session: PeerSession, key: HashKey, identityOnly: Bool,
     _ use: (FoundObject) throws(EngineError) -> Void = { (_) throws(EngineError) in }
   ) throws(EngineError) {
     var folders: [TreePath: FileID] = [:]
     var seen: Set<FileID> = []
+    var identities: Set<FileIdentity> = []
+    let intents = state.withLock { $0.intents }
     var (entries, attributes): (UInt32, UInt32) = (0, 0)
-    session.enqueue(FrameHead.bytes(.manifestBegin(identityOnly: identityOnly), session: session.id))
+    session.enqueue(FrameHead.bytes(.manifestBegin(identityOnly: identityOnly, key: key), session: session.id))
     try TreeWalk.visit(root: root) { (found) throws(EngineError) in
       if found.type == S_IFDIR { folders[found.path] = found.id }
       let parent = found.path.parent.flatMap { folders[$0] }
       session.enqueue(FrameHead.bytes(.manifestEntry(ManifestEntry(found, parent: parent)), session: session.id))
       entries += 1
       if seen.insert(found.id).inserted {
+        if !identityOnly, found.type == S_IFREG, let intents {
+          do throws(Errno) { try intents.identify(found.id, found.descriptor, seen: &identities) } catch {
+            throw EngineError(.backing, "cannot mark '\(found.path)': \(error)")
+          }
+        }
         for (name, value) in try TreeWalk.extendedAttributes(found) {
           session.enqueue(
             FrameHead.bytes(.manifestAttribute(found.id, name: name, value: value), session: session.id))
@@ -172,7 +239,8 @@ extension Mirror {
   // MARK: contents
 
   private func copyAll(
-    _ id: SessionID, _ files: inout [FileID: OwnedDescriptor], _ progress: (ResyncProgress) -> Void
+    _ id: SessionID, _ sources: inout [FileID: ResyncSource], _ hasher: BlockHasher,
+    _ progress: (ResyncProgress) -> Void
   ) throws(EngineError) {
     var open: [FileID: OwnedDescriptor] = [:]
     var lastProgress = monotonicNow()
@@ -193,12 +261,12 @@ extension Mirror {
       }
       switch step {
       case .scan(let file, let from):
-        scan(file, from: from, try reader(file, files, &open))
+        scan(file, from: from, try reader(file, sources, &open))
       case .copy(let piece):
-        try copy(piece, id, try reader(piece.file, files, &open))
+        try copy(piece, id, try reader(piece.file, sources, &open), hasher)
       case .fileSent(let file):
         open[file] = nil
-        if let object = files.removeValue(forKey: file) { sendTimes(file, object) }
+        if let source = sources.removeValue(forKey: file) { sendTimes(file, source.object) }
       case .wait:
         _ = state.wait(timeout: .milliseconds(100)) { state -> Bool? in
           state.session?.id != id || state.copy?.acknowledgements != count ? true : nil
@@ -211,10 +279,10 @@ extension Mirror {
   }
 
   private func reader(
-    _ file: FileID, _ files: [FileID: OwnedDescriptor], _ open: inout [FileID: OwnedDescriptor]
+    _ file: FileID, _ sources: [FileID: ResyncSource], _ open: inout [FileID: OwnedDescriptor]
   ) throws(EngineError) -> Int32 {
     if let descriptor = open[file] { return descriptor.number }
-    guard let object = files[file] else { throw EngineError(.state, "\(file) is not part of the copy") }
+    guard let object = sources[file]?.object else { throw EngineError(.state, "\(file) is not part of the copy") }
     do throws(Errno) {
       let descriptor = OwnedDescriptor(try Backing.reopen(object.number, flags: O_RDONLY))
       open[file] = descriptor
@@ -242,12 +310,15 @@ extension Mirror {
 
   private enum Content {
     case data(Payload)
+    case hashes([BlockHash], length: UInt32)
     case zeros(UInt64)
     case nothing
     case stale
   }
 
-  private func copy(_ piece: ResyncPiece, _ id: SessionID, _ descriptor: Int32) throws(EngineError) {
+  private func copy(
+    _ piece: ResyncPiece, _ id: SessionID, _ descriptor: Int32, _ hasher: BlockHasher
+  ) throws(EngineError) {
     let ticket = state.withLock { state -> RangeOrder.Ticket in
       let (ticket, startsNow) = state.orders[piece.file, default: RangeOrder()]
         .admit(piece.range, request: ResyncState.requestBits)
@@ -259,7 +330,7 @@ extension Mirror {
     var content = Content.nothing
     var failure: EngineError?
     if isHeld == true {
-      do throws(Errno) { content = try read(piece, descriptor) } catch {
+      do throws(Errno) { content = try read(piece, descriptor, hasher) } catch {
         failure = EngineError(.backing, "cannot read \(Backing.pathForMessage(descriptor)): \(error)")
         observer.diskError("read", Backing.pathForMessage(descriptor), error)
       }
@@ -276,7 +347,7 @@ extension Mirror {
     if let failure { throw failure }
   }
 
-  private func read(_ piece: ResyncPiece, _ descriptor: Int32) throws(Errno) -> Content {
+  private func read(_ piece: ResyncPiece, _ descriptor: Int32, _ hasher: BlockHasher) throws(Errno) -> Content {
     guard !piece.isHole else {
       let start = vmha_seek_data(descriptor, off_t(piece.offset))
       return start >= 0 && UInt64(start) < piece.offset + piece.length ? .stale : .zeros(piece.length)
@@ -289,6 +360,10 @@ extension Mirror {
     }
     guard count > 0 else { return .nothing }
     if isZero { return .zeros(UInt64(count)) }
+    if piece.kind == .compare {
+      return .hashes(
+        try blockHashes(UnsafeRawBufferPointer(rebasing: payload.bytes[..<count]), hasher), length: UInt32(count))
+    }
     guard count < payload.count else { return .data(payload) }
     return .data(Payload(copying: UnsafeRawBufferPointer(rebasing: payload.bytes[..<count])))
   }
@@ -308,6 +383,12 @@ extension Mirror {
         FrameHead.resyncZero(
           into: $0, session: id, sequence: sequence, file: piece.file, offset: piece.offset, length: length)
       }
+    case .hashes(let hashes, let length):
+      let sequence = copy.plan.sendHashes(piece)
+      state.session?.enqueue(
+        FrameHead.bytes(
+          .resyncCompare(piece.file, offset: piece.offset, length: length, hashes: hashes), session: id,
+          sequence: sequence))
     case .data(let payload):
       let sequence = copy.plan.send(piece, bytes: UInt64(payload.count))
       state.session?.enqueue(
@@ -333,6 +414,17 @@ extension Mirror {
       })
   }
 
+  func resyncCompared(_ sequence: UInt64, differing: UInt32, session: SessionID) throws {
+    let now = monotonicNow()
+    try state.withLock { state in
+      // R1
+      guard state.session?.id == session, state.copy?.session == session else { return }
+      try state.copy?.plan.compared(sequence, differing: differing, now: now)
+      state.copy?.acknowledgements += 1
+    }
+    state.wake()
+  }
+
   func resyncAcknowledged(_ frame: FrameView) throws {
     let now = monotonicNow()
     try state.withLock { state in
@@ -343,6 +435,24 @@ extension Mirror {
     }
     state.wake()
   }
+}
+
+/// One hash a block of `ResyncPlan.blockBytes`, the last one shorter.
+func blockHashes(_ bytes: UnsafeRawBufferPointer, _ hasher: BlockHasher) throws(Errno) -> [BlockHash] {
+  var hashes: [BlockHash] = []
+  var start = 0
+  while start < bytes.count {
+    let end = min(start + Int(ResyncPlan.blockBytes), bytes.count)
+    do {
+      let (first, second) = try hasher.hash(UnsafeRawBufferPointer(rebasing: bytes[start..<end]))
+      hashes.append(BlockHash(first, second))
+    } catch {
+      Log.note("hash: \(error)")
+      throw Errno(ENOMEM)
+    }
+    start = end
+  }
+  return hashes
 }
 
 /// Compares with itself shifted by one, which the C library does at memory speed.

@@ -39,6 +39,9 @@ final class Mirror: GuestRequestSink {
     var isDrainWanted = false
     var server: FileServer?
     var copy: ResyncState?
+    var intents: Intents?
+    /// Admitted, and waiting until their intents are durable (R3); in the order they came.
+    var unintended: [GuestRequest] = []
   }
 
   /// What has to be done after the lock is left.
@@ -71,8 +74,11 @@ final class Mirror: GuestRequestSink {
   }
 
   private func start(_ request: GuestRequest) {
-    let (mayRun, session) = state.withLock { state in (admit(request, &state), state.session) }
+    let (mayRun, storesIntents, session) = state.withLock { state in
+      (admit(request, &state), state.intents?.wantsStore ?? false, state.session)
+    }
     if mayRun { run([request], session) }
+    if storesIntents { storeIntents() }
   }
 
   func tearingDown(_ isTearingDown: Bool) { self.isTearingDown.store(isTearingDown, ordering: .relaxed) }
@@ -125,11 +131,14 @@ final class Mirror: GuestRequestSink {
   private func place(
     _ request: GuestRequest, _ token: AcknowledgeMachine.Token, _ state: inout State
   ) -> Bool {
+    guard isIntended(request, &state) else {
+      // Being carried out, as whoever tears the mount down must know.
+      state.running += 1
+      state.unintended.append(request)
+      return false
+    }
     switch request.action {
-    case .write(_, let offset, let payload):
-      return order(request, offset..<offset + UInt64(payload.count), &state)
-    case .range(let range, _):
-      return order(request, range, &state)
+    case .write, .range: return order(request, &state)
     case .name: return true
     case .flush:
       if let dispatch = state.machine.send(token) {
@@ -142,7 +151,14 @@ final class Mirror: GuestRequestSink {
     }
   }
 
-  private func order(_ request: GuestRequest, _ range: Range<UInt64>, _ state: inout State) -> Bool {
+  /// Under the lock: its place among the overlapping ones. False = it waits for one of them.
+  func order(_ request: GuestRequest, _ state: inout State) -> Bool {
+    let range: Range<UInt64>
+    switch request.action {
+    case .write(_, let offset, let payload): range = offset..<offset + UInt64(payload.count)
+    case .range(let whole, _, _): range = whole
+    case .name, .flush: return true
+    }
     let (ticket, startsNow) = state.orders[request.file, default: RangeOrder()].admit(range, request: request.bits)
     request.ticket = ticket
     if startsNow { begin(request, &state) }
@@ -179,7 +195,7 @@ final class Mirror: GuestRequestSink {
       switch request.action {
       case .write(let descriptor, let offset, let payload):
         effects = write(request, descriptor, offset, payload)
-      case .range(_, let change):
+      case .range(_, _, let change):
         effects = apply(request, change)
       case .name(let change):
         effects = names.withLock { _ in apply(request, change) }
@@ -255,6 +271,7 @@ final class Mirror: GuestRequestSink {
       state.copy?.plan.remove(file)
       state.copy?.removed.insert(file)
       state.unmirrored.remove(file)
+      state.intents?.forget(file)
     } else if !state.unmirrored.isEmpty, let file = operation.subject, state.unmirrored.contains(file) {
       sent = .forget(file)
     }

@@ -3,6 +3,7 @@ import Glibc
 import HostSystem
 import Model
 import Replication
+import SecureLinks
 import Synchronization
 
 /// Applies the peer's stream, in order, and acknowledges it. The applying thread is the session's receiver; a second
@@ -18,18 +19,24 @@ final class Replica: Sendable {
     var collector: ManifestCollector?
     var operations = AcknowledgeBatch()
     var pieces = AcknowledgeBatch()
+    var hasher: BlockHasher?
+    /// Something other than acknowledgements is queued.
+    var hasAnswers = false
     var flushes: [(sequence: UInt64, file: FileID?, session: PeerSession)] = []
   }
 
   private let root: Int32
+  private let intents: Intents
   private let state = Guarded(State())
   private let diskError: @Sendable (_ operation: String, _ path: String, _ error: Errno) -> Void
 
   /// `root` is borrowed: an O_PATH descriptor of the backing directory.
   init(
-    root: Int32, diskError: @escaping @Sendable (_ operation: String, _ path: String, _ error: Errno) -> Void
+    root: Int32, intents: Intents,
+    diskError: @escaping @Sendable (_ operation: String, _ path: String, _ error: Errno) -> Void
   ) throws {
     self.root = root
+    self.intents = intents
     self.diskError = diskError
     try HostThread.start(name: "replica-flush") { [weak self] in Self.flushLoop { self } }
     try HostThread.start(name: "replica-write") { [weak self] in Self.writebackLoop { self } }
@@ -89,12 +96,20 @@ final class Replica: Sendable {
       guard state.tree != nil else { throw .diverged("contents came before a manifest") }
       try state.tree?.zero(file, offset: offset, length: length)
       state.pieces.add(frame.header.sequence)
+    case .resyncCompare(let file, let offset, let length, let hashes):
+      guard let hasher = state.hasher,
+        let differing = try state.tree?.compare(file, offset: offset, length: Int(length), hashes, hasher)
+      else { throw .diverged("a comparison came before a manifest") }
+      session.enqueue(
+        FrameHead.bytes(
+          .resyncCompared(differing: differing), session: session.id, sequence: frame.header.sequence))
+      state.hasAnswers = true
     case .flushRequest(let file):
       guard state.flushes.count < Self.flushesMax else { throw .diverged("more than \(Self.flushesMax) flushes wait") }
       state.flushes.append((frame.header.sequence, file, session))
       self.state.wake()
     case .manifestBegin, .manifestEntry, .manifestAttribute, .manifestEnd:
-      try collect(body, &state)
+      try collect(body, session, &state)
     default: throw .diverged("a \(body.kind) frame is not for a replica")
     }
   }
@@ -106,7 +121,7 @@ final class Replica: Sendable {
     try state.tree?.apply(operation, bytes)
   }
 
-  private func collect(_ body: FrameBody, _ state: inout State) throws(ReplicaFailure) {
+  private func collect(_ body: FrameBody, _ session: PeerSession, _ state: inout State) throws(ReplicaFailure) {
     var collector = state.collector ?? ManifestCollector()
     state.collector = nil
     let manifest: Manifest?
@@ -115,16 +130,39 @@ final class Replica: Sendable {
       state.collector = collector
       return
     }
-    try TreeRepair.apply(manifest, root: root)
+    let contents = try TreeRepair.apply(manifest, root: root, intents: intents)
     var tree = ReplicaTree(root: root)
     try tree.adopt(manifest)
     state.tree = tree
+    guard !manifest.identityOnly else { return }
+    do { state.hasher = try BlockHasher(key: (manifest.key.first, manifest.key.second)) } catch {
+      throw .diverged("\(error)")
+    }
+    answer(contents, session)
+    state.hasAnswers = true
+  }
+
+  /// This node's map, for the source to add to its own.
+  private func answer(_ contents: [FileID: FileContent], _ session: PeerSession) {
+    for (file, content) in contents {
+      var pieces = [content]
+      if case .zones(let zones) = content, zones.count > FrameLimits.differingRangesMax {
+        pieces = stride(from: 0, to: zones.count, by: FrameLimits.differingRangesMax).map { start in
+          .zones(Array(zones[start..<min(start + FrameLimits.differingRangesMax, zones.count)]))
+        }
+      }
+      for piece in pieces { session.enqueue(FrameHead.bytes(.differing(file, piece), session: session.id)) }
+    }
+    session.enqueue(FrameHead.bytes(.differingEnd, session: session.id))
   }
 
   /// Everything that had arrived is applied: tells the peer.
   func acknowledge() {
     let session = state.withLock { state -> PeerSession? in
-      guard let session = state.session, !(state.operations.isEmpty && state.pieces.isEmpty) else { return nil }
+      guard let session = state.session, state.hasAnswers || !(state.operations.isEmpty && state.pieces.isEmpty) else {
+        return nil
+      }
+      state.hasAnswers = false
       while !state.operations.isEmpty {
         session.enqueue(headBytesMax: FrameLimits.acknowledgeHeadBytesMax) {
           state.operations.take(into: $0, kind: .acknowledge, session: session.id)

@@ -1,6 +1,7 @@
 import CFuse3
 import Glibc
 import Replication
+import SecureLinks
 
 /// Why an operation of the peer could not be applied.
 enum ReplicaFailure: Error {
@@ -175,6 +176,25 @@ struct ReplicaTree {
       throw failure("write", object, error)
     }
     touch(file, object)
+  }
+
+  /// Bit n = block n is not what its hash says. What cannot be there (the file ends before) differs.
+  mutating func compare(
+    _ file: FileID, offset: UInt64, length: Int, _ hashes: [BlockHash], _ hasher: BlockHasher
+  ) throws(ReplicaFailure) -> UInt32 {
+    let (object, descriptor) = try data(file)
+    let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: length, alignment: 64)
+    defer { buffer.deallocate() }
+    let own: [BlockHash]
+    do throws(Errno) {
+      let count = try Backing.readAll(descriptor, into: buffer, at: offset)
+      own = try blockHashes(UnsafeRawBufferPointer(rebasing: buffer[..<count]), hasher)
+    } catch { throw failure("read", object, error) }
+    var differing: UInt32 = 0
+    for (block, hash) in hashes.enumerated() where block >= own.count || own[block] != hash {
+      differing |= 1 << UInt32(block)
+    }
+    return differing
   }
 
   mutating func zero(_ file: FileID, offset: UInt64, length: UInt64) throws(ReplicaFailure) {

@@ -4,7 +4,11 @@ import Replication
 
 /// Makes this node's tree the same as the manifest of the peer, file contents apart.
 enum TreeRepair {
-  static func apply(_ manifest: Manifest, root: Int32) throws(ReplicaFailure) {
+  /// Answers what of each regular file has to be looked at, by this node's map. Files that are new here, or whose identity is
+  /// not the source's, are marked before anything is changed: should this end half-way, the next resync finds them marked.
+  static func apply(
+    _ manifest: Manifest, root: Int32, intents: Intents
+  ) throws(ReplicaFailure) -> [FileID: FileContent] {
     var found: [TreeEntry] = []
     do throws(EngineError) {
       try TreeWalk.visit(root: root) { (object) throws(EngineError) in
@@ -12,12 +16,43 @@ enum TreeRepair {
       }
     } catch { throw .disk(operation: "reading the tree", path: error.message, Errno(EIO)) }
     let actions = ManifestDiff.actions(manifest: manifest, target: found)
-    if manifest.identityOnly { try check(actions) }
+    var contents: [FileID: FileContent] = [:]
+    if manifest.identityOnly {
+      try check(actions)
+    } else {
+      contents = try mark(manifest, ManifestDiff.survivors(manifest: manifest, target: found), intents)
+    }
     for action in actions {
       do throws(Errno) { try perform(action, root) } catch {
         throw ReplicaTree.failure("\(action.path)", "the tree", error)
       }
     }
+    return contents
+  }
+
+  private static func mark(
+    _ manifest: Manifest, _ survivors: [FileID: TreeEntry], _ intents: Intents
+  ) throws(ReplicaFailure) -> [FileID: FileContent] {
+    let name = AttributeName(FileIdentities.attribute)
+    func identity(_ attributes: [AttributeName: [UInt8]]?) -> FileIdentity? {
+      name.flatMap { attributes?[$0] }.flatMap { FileIdentity(bytes: $0) }
+    }
+    var contents: [FileID: FileContent] = [:]
+    var unknown: [FileIdentity] = []
+    for entry in manifest.entries where entry.type == .regular && contents[entry.id] == nil {
+      let wanted = identity(manifest.attributes[entry.id])
+      let survivor = survivors[entry.id]
+      if let wanted, let survivor, identity(survivor.attributes) == wanted {
+        contents[entry.id] = intents.content(of: wanted)
+      } else {
+        contents[entry.id] = survivor == nil ? .fresh : .whole
+        if let wanted { unknown.append(wanted) }
+      }
+    }
+    do throws(Errno) { try intents.markWhole(unknown) } catch {
+      throw .disk(operation: "write", path: "the write-intent map", error)
+    }
+    return contents
   }
 
   /// Roles were swapped in one session: both trees must hold the same objects already.

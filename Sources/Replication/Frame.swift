@@ -17,6 +17,8 @@ public enum FrameLimits {
   /// What `FrameHead.acknowledge` needs for a full batch.
   public static let acknowledgeHeadBytesMax = headerBytes + 2 + rangesCountMax * 12
   public static let sentenceBytesMax = 1024
+  /// Ranges in one `differing` frame.
+  public static let differingRangesMax = 4096
   /// Entries and attributes of one manifest together.
   public static let manifestCountMax = 4_000_000
   /// Largest offset a file can have, so that offset + length never overflows.
@@ -42,12 +44,16 @@ public enum FrameKind: UInt8, Sendable, Hashable, CaseIterable {
   case resyncData = 36
   case resyncZero = 37
   case resyncAcknowledge = 38
+  case differing = 39
+  case differingEnd = 40
+  case resyncCompare = 41
+  case resyncCompared = 42
 
   /// These carry a sequence number, counted from 1 in each session and direction: operations and flushes in one row,
   /// resync pieces in another. All others carry zero.
   public var isNumbered: Bool {
     switch self {
-    case .operation, .flushRequest, .flushAnswer, .resyncData, .resyncZero: true
+    case .operation, .flushRequest, .flushAnswer, .resyncData, .resyncZero, .resyncCompare, .resyncCompared: true
     default: false
     }
   }
@@ -155,7 +161,8 @@ public enum FrameBody: Hashable, Sendable {
   /// The sequence is that of the request; errno 0 = durable.
   case flushAnswer(errno: Int32)
   /// With `identityOnly` the trees are already the same; it only tells the ids (roles were swapped in this session).
-  case manifestBegin(identityOnly: Bool)
+  /// `key` is fresh random: both ends compute the hashes of this resync with it.
+  case manifestBegin(identityOnly: Bool, key: HashKey)
   case manifestEntry(ManifestEntry)
   /// An extended attribute of the entry sent before.
   case manifestAttribute(FileID, name: AttributeName, value: [UInt8])
@@ -165,6 +172,16 @@ public enum FrameBody: Hashable, Sendable {
   /// The range holds zeros: punch it, keep the size.
   case resyncZero(FileID, offset: UInt64, length: UInt64)
   case resyncAcknowledge([SequenceRange])
+  /// From the target, after it made its tree like the manifest: what of this file has to be looked at, by its write-intent map.
+  /// A file that is not named, or only in part, is the source's to compare as a whole. Ranges of one file may come in several frames.
+  case differing(FileID, FileContent)
+  /// All were named.
+  case differingEnd
+  /// Hashes of consecutive blocks of `ResyncPlan.blockBytes` from `offset` on, at this place of the stream; the last block may
+  /// be shorter. Answered by `resyncCompared`.
+  case resyncCompare(FileID, offset: UInt64, length: UInt32, hashes: [BlockHash])
+  /// The sequence is that of the comparison; bit n = block n differs here.
+  case resyncCompared(differing: UInt32)
 
   public var kind: FrameKind {
     switch self {
@@ -185,6 +202,10 @@ public enum FrameBody: Hashable, Sendable {
     case .resyncData: .resyncData
     case .resyncZero: .resyncZero
     case .resyncAcknowledge: .resyncAcknowledge
+    case .differing: .differing
+    case .differingEnd: .differingEnd
+    case .resyncCompare: .resyncCompare
+    case .resyncCompared: .resyncCompared
     }
   }
 }

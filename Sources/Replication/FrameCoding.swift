@@ -157,7 +157,10 @@ extension FieldWriter {
       }
     case .flushRequest(let file): put(file?.rawValue ?? 0)
     case .flushAnswer(let errno): put(UInt32(bitPattern: errno))
-    case .manifestBegin(let identityOnly): put(UInt8(identityOnly ? 1 : 0))
+    case .manifestBegin(let identityOnly, let key):
+      put(UInt8(identityOnly ? 1 : 0))
+      put(key.first)
+      put(key.second)
     case .manifestEntry(let entry): put(entry)
     case .manifestAttribute(let file, let name, let value):
       put(file)
@@ -173,6 +176,33 @@ extension FieldWriter {
       put(file)
       put(offset)
       put(length)
+    case .differing(let file, let content):
+      put(file)
+      put(content)
+    case .differingEnd: break
+    case .resyncCompare(let file, let offset, let length, let hashes):
+      put(file)
+      put(offset)
+      put(length)
+      for hash in hashes {
+        put(hash.first)
+        put(hash.second)
+      }
+    case .resyncCompared(let differing): put(differing)
+    }
+  }
+
+  private mutating func put(_ content: FileContent) {
+    switch content {
+    case .whole: put(UInt8(0))
+    case .fresh: put(UInt8(1))
+    case .zones(let zones):
+      put(UInt8(2))
+      put(UInt16(zones.count))
+      for zone in zones {
+        put(zone.lowerBound)
+        put(zone.upperBound)
+      }
     }
   }
 

@@ -191,7 +191,8 @@ extension FieldReader {
       let file = try take(UInt64.self)
       return .flushRequest(file == 0 ? nil : FileID(rawValue: file))
     case .flushAnswer: return .flushAnswer(errno: Int32(bitPattern: try take()))
-    case .manifestBegin: return .manifestBegin(identityOnly: try flag())
+    case .manifestBegin:
+      return .manifestBegin(identityOnly: try flag(), key: HashKey(try take(), try take()))
     case .manifestEntry: return .manifestEntry(try manifestEntry())
     case .manifestAttribute:
       return .manifestAttribute(try file(), name: try attributeName(), value: try attributeValue())
@@ -208,6 +209,48 @@ extension FieldReader {
       let file = try file()
       let (offset, length) = try range()
       return .resyncZero(file, offset: offset, length: length)
+    case .differing: return .differing(try file(), try content())
+    case .differingEnd: return .differingEnd
+    case .resyncCompare: return try compare()
+    case .resyncCompared: return .resyncCompared(differing: try take())
     }
+  }
+
+  private mutating func content() throws(FrameError) -> FileContent {
+    let kind = try take(UInt8.self)
+    switch kind {
+    case 0: return .whole
+    case 1: return .fresh
+    case 2: return .zones(try zones())
+    default: throw bad("contents of kind \(kind)")
+    }
+  }
+
+  private mutating func zones() throws(FrameError) -> [Range<UInt32>] {
+    let count = Int(try take(UInt16.self))
+    guard count <= FrameLimits.differingRangesMax else { throw bad("\(count) ranges of zones") }
+    var zones: [Range<UInt32>] = []
+    for _ in 0..<count {
+      let first = try take(UInt32.self)
+      let end = try take(UInt32.self)
+      guard first < end, zones.last.map({ $0.upperBound < first }) ?? true else {
+        throw bad("zones \(first) to \(end)")
+      }
+      zones.append(first..<end)
+    }
+    return zones
+  }
+
+  private mutating func compare() throws(FrameError) -> FrameBody {
+    let file = try file()
+    let offset = try take(UInt64.self)
+    let length = try take(UInt32.self)
+    guard length > 0, UInt64(length) <= ResyncPlan.zoneBytes, offset <= FrameLimits.fileBytesMax - UInt64(length) else {
+      throw bad("a comparison of \(length) bytes at offset \(offset)")
+    }
+    let count = (UInt64(length) + ResyncPlan.blockBytes - 1) / ResyncPlan.blockBytes
+    var hashes: [BlockHash] = []
+    for _ in 0..<count { hashes.append(BlockHash(try take(), try take())) }
+    return .resyncCompare(file, offset: offset, length: length, hashes: hashes)
   }
 }

@@ -60,6 +60,8 @@ public enum FileType: UInt32, Hashable, Sendable {
 /// A whole manifest, checked: what it describes can be a tree.
 public struct Manifest: Hashable, Sendable {
   public let identityOnly: Bool
+  /// Of the hashes of this resync.
+  public let key: HashKey
   /// Root first, parents before children.
   public let entries: [ManifestEntry]
   /// The path of each entry, in the same order.
@@ -84,6 +86,7 @@ public struct ManifestError: Error, Hashable, Sendable, CustomStringConvertible 
 /// Puts a manifest together from its frames, in the order they come.
 public struct ManifestCollector: Sendable {
   private var identityOnly: Bool?
+  private var key = HashKey(0, 0)
   private var entries: [ManifestEntry] = []
   private var paths: [TreePath] = []
   private var attributes: [FileID: [AttributeName: [UInt8]]] = [:]
@@ -100,9 +103,10 @@ public struct ManifestCollector: Sendable {
   /// Takes the four manifest kinds; returns the manifest at its end. After an error the collector is of no use.
   public mutating func take(_ body: FrameBody) throws(ManifestError) -> Manifest? {
     switch body {
-    case .manifestBegin(let identityOnly):
+    case .manifestBegin(let identityOnly, let key):
       guard self.identityOnly == nil else { throw ManifestError(.outOfOrder, "it begins twice") }
       self.identityOnly = identityOnly
+      self.key = key
       return nil
     case .manifestEntry(let entry):
       try checkOpen()
@@ -169,7 +173,8 @@ public struct ManifestCollector: Sendable {
           + "were sent"
       )
     }
-    let manifest = Manifest(identityOnly: identityOnly, entries: entries, paths: paths, attributes: attributes)
+    let manifest = Manifest(
+      identityOnly: identityOnly, key: key, entries: entries, paths: paths, attributes: attributes)
     self = ManifestCollector()
     return manifest
   }

@@ -67,8 +67,7 @@ public enum ManifestDiff {
   /// Steps in order: removals, deepest first; then what is missing, parents first, a file before its further names;
   /// then attributes; then times, children before their directory. `target` is in any order and includes the root.
   public static func actions(manifest: Manifest, target: [TreeEntry]) -> [TreeAction] {
-    var existing: [TreePath: TreeEntry] = [:]
-    for entry in target { existing[entry.path] = entry }
+    let existing = byPath(target)
     let kept = keptPaths(manifest, existing)
 
     var touched: Set<TreePath> = []
@@ -92,6 +91,24 @@ public enum ManifestDiff {
     }
     appendAttributes(manifest, existing, kept: kept, touched: touched, to: &actions)
     return actions
+  }
+
+  /// The target's objects that stay, as regular files of the manifest.
+  public static func survivors(manifest: Manifest, target: [TreeEntry]) -> [FileID: TreeEntry] {
+    let existing = byPath(target)
+    let kept = keptPaths(manifest, existing)
+    var survivors: [FileID: TreeEntry] = [:]
+    for (entry, path) in zip(manifest.entries, manifest.paths)
+    where entry.type == .regular && survivors[entry.id] == nil && kept.contains(path) {
+      survivors[entry.id] = existing[path]
+    }
+    return survivors
+  }
+
+  private static func byPath(_ target: [TreeEntry]) -> [TreePath: TreeEntry] {
+    var existing: [TreePath: TreeEntry] = [:]
+    for entry in target { existing[entry.path] = entry }
+    return existing
   }
 
   /// Target paths that already hold the right object. A target's inode is kept for one manifest id only: names the

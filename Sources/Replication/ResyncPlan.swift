@@ -7,10 +7,13 @@ public struct ResyncFile: Hashable, Sendable {
   public var size: UInt64
   /// Bytes that occupy space (`st_blocks` * 512), for the estimate of the time left.
   public var allocated: UInt64
-  public init(file: FileID, size: UInt64, allocated: UInt64) {
+  /// What has to be looked at, by the maps of both nodes.
+  public var content: FileContent
+  public init(file: FileID, size: UInt64, allocated: UInt64, content: FileContent) {
     self.file = file
     self.size = size
     self.allocated = min(allocated, size)
+    self.content = content
   }
 }
 
@@ -21,15 +24,26 @@ public struct ResyncPiece: Hashable, Sendable {
   public let file: FileID
   public let offset: UInt64
   public let length: UInt64
-  public let isHole: Bool
+  public let kind: Kind
+  public enum Kind: Hashable, Sendable {
+    /// Punched at the target; no contents go.
+    case hole
+    /// Sent.
+    case data
+    /// Hashes are sent; what differs comes again as data. At most one zone.
+    case compare
+  }
+  public var isHole: Bool { kind == .hole }
   public var range: Range<UInt64> { offset..<offset + length }
 }
 
-/// Walks the files of a full resync in order, zone by zone. Pure: the user reads extents and bytes, sends, and passes
+/// Walks what may differ in the files of a resync in order, zone by zone. Pure: the user reads extents and bytes, sends, and passes
 /// the clock in. Only the sizes at the time of the manifest are walked; whatever is written later is mirrored anyway.
 public struct ResyncPlan: Sendable {
   /// Largest data piece; pieces end at multiples of it.
   public static let zoneBytes: UInt64 = 1024 * 1024
+  /// What is compared, and sent if it differs.
+  public static let blockBytes: UInt64 = 64 * 1024
   /// Largest hole piece.
   public static let holeBytesMax: UInt64 = 1024 * 1024 * 1024
   /// Pieces handed out and not acknowledged, holes included.
@@ -54,16 +68,41 @@ public struct ResyncPlan: Sendable {
 
   private struct Walk: Sendable {
     let file: ResyncFile
-    var position: UInt64 = 0
+    /// What has to be looked at, ascending and apart.
+    let ranges: [Range<UInt64>]
+    var nextRange = 0
+    var position: UInt64
     /// Known to hold data; empty = scan at `position`.
     var dataEnd: UInt64 = 0
     /// Known to be a hole up to here.
     var holeEnd: UInt64 = 0
     /// Handed out, not yet sent.
     var unsent = 0
+    /// Comparisons that are not answered: data may follow.
+    var comparing = 0
     var dataDone: UInt64 = 0
     var isRemoved = false
-    var isWalked: Bool { isRemoved || position >= file.size }
+    var isWalked: Bool { isRemoved || nextRange >= ranges.count }
+    var isFresh: Bool { file.content == .fresh }
+
+    init(_ file: ResyncFile) {
+      self.file = file
+      ranges = file.content.byteRanges(size: file.size)
+      position = ranges.first?.lowerBound ?? 0
+    }
+
+    /// Bytes of `ranges` from `position` on.
+    var bytesAhead: UInt64 {
+      guard nextRange < ranges.count else { return 0 }
+      return ranges[(nextRange + 1)...].reduce(ranges[nextRange].upperBound - position) { $0 + UInt64($1.count) }
+    }
+
+    mutating func advance(_ bytes: UInt64) {
+      position += bytes
+      guard position >= ranges[nextRange].upperBound else { return }
+      nextRange += 1
+      if nextRange < ranges.count { position = ranges[nextRange].lowerBound }
+    }
   }
 
   private var files: [ResyncFile]
@@ -86,15 +125,15 @@ public struct ResyncPlan: Sendable {
 
   public init(files: [ResyncFile], now: Instant) {
     self.files = files
-    bytesTotal = files.reduce(0) { $0 + $1.size }
-    allocatedAhead = files.reduce(0) { $0 + $1.allocated }
+    bytesTotal = files.reduce(0) { $0 + $1.bytesToLookAt }
+    allocatedAhead = files.reduce(0) { $0 + $1.dataToLookAt }
     rate = RateMeter(now: now)
   }
 
   // MARK: - what to do
 
   public mutating func next() -> Step {
-    if let index = walks.firstIndex(where: { $0.isWalked && $0.unsent == 0 && !isAgain($0.file.file) }) {
+    if let index = walks.firstIndex(where: { $0.isWalked && $0.unsent + $0.comparing == 0 && !isAgain($0.file.file) }) {
       let walk = walks.remove(at: index)
       if !walk.isRemoved { return .fileSent(walk.file.file) }
       return next()
@@ -115,8 +154,8 @@ public struct ResyncPlan: Sendable {
       let file = files[nextFile]
       nextFile += 1
       if removed.contains(file.file) { continue }
-      allocatedAhead -= file.allocated
-      walks.append(Walk(file: file))
+      allocatedAhead -= file.dataToLookAt
+      walks.append(Walk(file))
       return true
     }
     return false
@@ -125,19 +164,28 @@ public struct ResyncPlan: Sendable {
   private mutating func walkOn() -> Step {
     let index = walks.count - 1
     let walk = walks[index]
+    let limit = walk.ranges[walk.nextRange].upperBound
     if walk.holeEnd > walk.position {
-      let length = min(walk.holeEnd - walk.position, ResyncPlan.holeBytesMax)
-      return hand(out: ResyncPiece(file: walk.file.file, offset: walk.position, length: length, isHole: true), index)
+      if walk.isFresh {
+        let length = min(walk.holeEnd, limit) - walk.position
+        bytesDone += length
+        walks[index].advance(length)
+        return next()
+      }
+      let length = min(min(walk.holeEnd, limit) - walk.position, ResyncPlan.holeBytesMax)
+      return hand(out: ResyncPiece(file: walk.file.file, offset: walk.position, length: length, kind: .hole), index)
     }
     guard walk.dataEnd > walk.position else { return .scan(walk.file.file, from: walk.position) }
     let zoneEnd = (walk.position / ResyncPlan.zoneBytes + 1) * ResyncPlan.zoneBytes
-    let length = min(zoneEnd, walk.dataEnd) - walk.position
+    let length = min(min(zoneEnd, walk.dataEnd), limit) - walk.position
     if dataOutstanding > 0, dataOutstanding + length > UInt64(max(windowBytes, 0)) { return .wait }
-    return hand(out: ResyncPiece(file: walk.file.file, offset: walk.position, length: length, isHole: false), index)
+    return hand(
+      out: ResyncPiece(
+        file: walk.file.file, offset: walk.position, length: length, kind: walk.isFresh ? .data : .compare), index)
   }
 
   private mutating func hand(out piece: ResyncPiece, _ index: Int) -> Step {
-    walks[index].position += piece.length
+    walks[index].advance(piece.length)
     account(piece, index)
     return .copy(piece)
   }
@@ -151,8 +199,8 @@ public struct ResyncPlan: Sendable {
     }
   }
 
-  /// A hole in which data appeared is copied as data, zone by zone; reading a hole gives zeros, so that is always
-  /// right.
+  /// What differs; and a hole in which data appeared is copied as data, zone by zone: reading a hole gives zeros, so that
+  /// is always right.
   private mutating func restart(_ piece: ResyncPiece) -> Step {
     guard let index = walks.firstIndex(where: { $0.file.file == piece.file }) else { return next() }
     let zoneEnd = (piece.offset / ResyncPlan.zoneBytes + 1) * ResyncPlan.zoneBytes
@@ -163,9 +211,9 @@ public struct ResyncPlan: Sendable {
     }
     if length < piece.length {
       again.append(
-        ResyncPiece(file: piece.file, offset: piece.offset + length, length: piece.length - length, isHole: true))
+        ResyncPiece(file: piece.file, offset: piece.offset + length, length: piece.length - length, kind: piece.kind))
     }
-    let part = ResyncPiece(file: piece.file, offset: piece.offset, length: length, isHole: false)
+    let part = ResyncPiece(file: piece.file, offset: piece.offset, length: length, kind: .data)
     account(part, index)
     return .copy(part)
   }
@@ -180,8 +228,8 @@ public struct ResyncPlan: Sendable {
     else { return }
     let end = walks[index].file.size
     if size <= from {  // became shorter: nothing is left to copy
-      bytesDone += end - from
-      walks[index].position = end
+      bytesDone += walks[index].bytesAhead
+      walks[index].nextRange = walks[index].ranges.count
       return
     }
     // Beyond the size of now there is nothing; as a hole it still makes the target the same.
@@ -191,8 +239,19 @@ public struct ResyncPlan: Sendable {
   }
 
   /// The piece is queued, with this sequence number (of the resync row), while its range is still held; `bytes` of
-  /// contents were sent, 0 for a hole.
+  /// contents were sent, 0 for a hole or zeros.
   public mutating func send(_ piece: ResyncPiece, bytes: UInt64) -> UInt64 {
+    let kind = piece.kind == .compare ? .data : piece.kind
+    return queue(ResyncPiece(file: piece.file, offset: piece.offset, length: piece.length, kind: kind), bytes)
+  }
+
+  /// As `send`, for the hashes of a piece to compare.
+  public mutating func sendHashes(_ piece: ResyncPiece) -> UInt64 {
+    if let index = walks.firstIndex(where: { $0.file.file == piece.file }) { walks[index].comparing += 1 }
+    return queue(piece, 0)
+  }
+
+  private mutating func queue(_ piece: ResyncPiece, _ bytes: UInt64) -> UInt64 {
     let sequence = nextSequence
     nextSequence += 1
     sent[sequence] = piece
@@ -233,13 +292,13 @@ public struct ResyncPlan: Sendable {
     guard removed.insert(file).inserted else { return }
     if let index = walks.firstIndex(where: { $0.file.file == file }) {
       let walk = walks[index]
-      bytesTotal -= walk.file.size - min(walk.position, walk.file.size)
+      bytesTotal -= walk.bytesAhead
       walks[index].isRemoved = true
       for piece in again where piece.file == file { bytesTotal -= piece.length }
       again.removeAll { $0.file == file }
     } else if let index = files[nextFile...].firstIndex(where: { $0.file == file }) {
-      bytesTotal -= files[index].size
-      allocatedAhead -= files[index].allocated
+      bytesTotal -= files[index].bytesToLookAt
+      allocatedAhead -= files[index].dataToLookAt
     }
   }
 
@@ -253,13 +312,51 @@ public struct ResyncPlan: Sendable {
         "the peer acknowledged resync pieces \(range.first) to \(range.last); sent were \(nextSequence - 1)")
     }
     for sequence in range.first...range.last {
-      guard let piece = sent.removeValue(forKey: sequence) else {
-        throw AcknowledgeError(.unknownSequence, "the peer acknowledged resync piece \(sequence) twice")
+      guard let piece = sent[sequence], piece.kind != .compare else {
+        throw AcknowledgeError(.unknownSequence, "the peer acknowledged resync piece \(sequence) twice, or wrongly")
       }
+      sent[sequence] = nil
       settle(piece)
       bytesDone += piece.length
       if !piece.isHole { dataDone += piece.length }
     }
+    rate.note(dataDone, now)
+  }
+
+  /// The target has compared: bit n of `differing` = block n of the piece differs there, and comes
+  /// again as data.
+  public mutating func compared(_ sequence: UInt64, differing: UInt32, now: Instant) throws(AcknowledgeError) {
+    guard let piece = sent[sequence], piece.kind == .compare else {
+      throw AcknowledgeError(.unknownSequence, "the peer answered a comparison \(sequence) that was not asked")
+    }
+    let blocks = (piece.length + ResyncPlan.blockBytes - 1) / ResyncPlan.blockBytes
+    guard blocks >= 32 || UInt64(differing) >> blocks == 0 else {
+      throw AcknowledgeError(.unknownSequence, "the peer found differences behind the end of piece \(sequence)")
+    }
+    sent[sequence] = nil
+    settle(piece)
+    guard let index = walks.firstIndex(where: { $0.file.file == piece.file }) else { return }
+    walks[index].comparing -= 1
+    var block: UInt64 = 0
+    var differs: UInt64 = 0
+    while block < blocks {
+      let first = block
+      while block < blocks, differing >> UInt32(block) & 1 == 1 { block += 1 }
+      if block > first {
+        let offset = piece.offset + first * ResyncPlan.blockBytes
+        let length = min(piece.offset + piece.length, piece.offset + block * ResyncPlan.blockBytes) - offset
+        differs += length
+        walks[index].dataDone -= length
+        if walks[index].isRemoved {
+          bytesTotal -= length
+        } else {
+          again.append(ResyncPiece(file: piece.file, offset: offset, length: length, kind: .data))
+        }
+      }
+      block += 1
+    }
+    bytesDone += piece.length - differs
+    dataDone += piece.length - differs
     rate.note(dataDone, now)
   }
 
@@ -270,7 +367,7 @@ public struct ResyncPlan: Sendable {
   public mutating func progress(now: Instant) -> ResyncProgress {
     rate.note(dataDone, now)
     let perSecond = rate.bytesPerSecond(now)
-    let walking = walks.last.map { $0.file.allocated - min($0.dataDone, $0.file.allocated) } ?? 0
+    let walking = walks.last.map { $0.file.dataToLookAt - min($0.dataDone, $0.file.dataToLookAt) } ?? 0
     let dataLeft = bytesDone >= bytesTotal ? 0 : min(allocatedAhead + walking + dataOutstanding, bytesTotal - bytesDone)
     var left: Int?
     if bytesDone >= bytesTotal {
@@ -282,6 +379,12 @@ public struct ResyncPlan: Sendable {
       bytesTotal: bytesTotal, bytesDone: bytesDone, bytesSent: bytesSent, bytesPerSecond: perSecond ?? 0,
       secondsLeft: left)
   }
+}
+
+extension ResyncFile {
+  var bytesToLookAt: UInt64 { content.byteRanges(size: size).reduce(0) { $0 + UInt64($1.count) } }
+  /// Without the holes, as far as that can be told.
+  var dataToLookAt: UInt64 { min(allocated, bytesToLookAt) }
 }
 
 /// Bytes a second over the last ten seconds, from readings of a counter.

@@ -113,9 +113,7 @@ struct EngineTests {
     writer.join()
     #expect(isDone.isSet)
     // It comes back: a resync, and both hold the same again.
-    let next = try {
-      pair.two.tell(.connect); return try pair.one.connected()
-    }()
+    let next = try pair.reconnect()
     #expect(next != session)
     pair.one.tell(.setPolicy(.both(next)))
     #expect(try pair.one.failure().contains("resync"), "both without a resync would lose what was written alone")

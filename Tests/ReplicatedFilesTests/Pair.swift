@@ -34,7 +34,7 @@ final class Side: @unchecked Sendable {
     self.folder = folder
     for path in [folder, "\(folder)/.vmha-vm", "\(folder)/vm"] { mkdir(path, 0o755) }
     let events = self.events
-    engine = try Engine { event in events.withLock { $0.append(event) } }
+    engine = try Engine(clearInterval: .milliseconds(200)) { event in events.withLock { $0.append(event) } }
   }
 
   func tell(_ command: EngineCommand) { engine.perform(command) }
@@ -136,7 +136,8 @@ final class Pair: @unchecked Sendable {
     return EngineConfiguration(
       module: module, node: side.node, peerName: peer, port: port,
       links: [EngineLink(name: "lo", localAddress: "127.0.0.1", peerAddress: "127.0.0.1")],
-      backingDirectory: side.backing, mountPoint: side.mountPoint, authorityFile: "\(folder)/ca.crt",
+      backingDirectory: side.backing, mountPoint: side.mountPoint, intentsFile: "\(side.folder)/intents",
+      authorityFile: "\(folder)/ca.crt",
       certificateFile: "\(folder)/\(own).crt", keyFile: "\(folder)/\(own).key", silenceMax: silence,
       keepalive: silence / 5)
   }

@@ -85,6 +85,29 @@ struct FrameSamples {
     }
   }
 
+  mutating func content() -> FileContent {
+    switch Int.random(in: 0..<3, using: &random) {
+    case 0: return .fresh
+    case 1: return .whole
+    default:
+      var zones: [Range<UInt32>] = []
+      var start: UInt32 = 0
+      for _ in 0..<(random.chance(5) ? FrameLimits.differingRangesMax : Int.random(in: 0...5, using: &random)) {
+        let first = start + UInt32.random(in: 1...1000, using: &random)
+        start = first + UInt32.random(in: 1...1000, using: &random)
+        zones.append(first..<start)
+      }
+      return .zones(zones)
+    }
+  }
+
+  mutating func compare() -> FrameBody {
+    let length = UInt32.random(in: 1...UInt32(ResyncPlan.zoneBytes), using: &random)
+    let blocks = (UInt64(length) + ResyncPlan.blockBytes - 1) / ResyncPlan.blockBytes
+    let hashes = (0..<blocks).map { _ in BlockHash(random.next(), random.next()) }
+    return .resyncCompare(file(), offset: range().offset / 2, length: length, hashes: hashes)
+  }
+
   /// A frame body and the length of the data that goes with it.
   mutating func body(_ kind: FrameKind) -> (body: FrameBody, dataLength: Int) {
     let dataLength = random.chance(5) ? 1 << 16 : Int.random(in: 1...64, using: &random)
@@ -108,7 +131,8 @@ struct FrameSamples {
     case .acknowledge: return (.acknowledge(ranges()), 0)
     case .flushRequest: return (.flushRequest(random.chance(50) ? nil : file()), 0)
     case .flushAnswer: return (.flushAnswer(errno: Int32(bitPattern: word())), 0)
-    case .manifestBegin: return (.manifestBegin(identityOnly: random.chance(50)), 0)
+    case .manifestBegin:
+      return (.manifestBegin(identityOnly: random.chance(50), key: HashKey(random.next(), random.next())), 0)
     case .manifestEntry: return (.manifestEntry(entry()), 0)
     case .manifestAttribute: return (.manifestAttribute(file(), name: attributeName(), value: value()), 0)
     case .manifestEnd: return (.manifestEnd(entries: word(), attributes: word()), 0)
@@ -117,6 +141,10 @@ struct FrameSamples {
       let (offset, length) = range()
       return (.resyncZero(file(), offset: offset, length: length), 0)
     case .resyncAcknowledge: return (.resyncAcknowledge(ranges()), 0)
+    case .differing: return (.differing(file(), content()), 0)
+    case .differingEnd: return (.differingEnd, 0)
+    case .resyncCompare: return (compare(), 0)
+    case .resyncCompared: return (.resyncCompared(differing: word()), 0)
     }
   }
 

@@ -124,7 +124,7 @@ private struct Tree: Equatable {
 
   func manifest(idOffset: UInt64, identityOnly: Bool = false) throws -> Manifest {
     var collector = ManifestCollector()
-    _ = try collector.take(.manifestBegin(identityOnly: identityOnly))
+    _ = try collector.take(.manifestBegin(identityOnly: identityOnly, key: HashKey(1, 2)))
     var entries: UInt32 = 0
     var attributes: UInt32 = 0
     var seen: Set<UInt64> = []
@@ -269,7 +269,7 @@ private func sampleLink(_ isFirst: Bool) -> LinkTarget { target(isFirst ? "x" : 
   }
 
   @Test func refusesWhatIsNoTree() {
-    let begin = FrameBody.manifestBegin(identityOnly: false)
+    let begin = FrameBody.manifestBegin(identityOnly: false, key: HashKey(1, 2))
     let root = FrameBody.manifestEntry(root)
     #expect(code([root]) == .outOfOrder)
     #expect(code([begin, begin]) == .outOfOrder)

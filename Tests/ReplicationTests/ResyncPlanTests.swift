@@ -10,6 +10,7 @@ private struct CopyWorld {
     case truncate(FileID, UInt64)
     case forget(FileID)
     case data(UInt64, FileID, UInt64, [UInt8])
+    case compare(UInt64, FileID, UInt64, [UInt8])
     case zero(UInt64, FileID, Range<UInt64>)
   }
   /// Block size of holes in this world.
@@ -18,6 +19,9 @@ private struct CopyWorld {
   var random: SeededGenerator
   var source: [FileID: [UInt8]] = [:]
   var target: [FileID: [UInt8]] = [:]
+  /// What the maps of both nodes say.
+  var contents: [FileID: FileContent] = [:]
+  var bytesSent: UInt64 = 0
   var stream: [Frame] = []
   var handedOut: [ResyncPiece] = []
   var filesSent: [FileID] = []
@@ -32,10 +36,45 @@ private struct CopyWorld {
         bytes += [UInt8](repeating: value, count: Int(Self.block))
       }
       if !bytes.isEmpty { bytes.removeLast(Int.random(in: 0..<5000, using: &random)) }
-      source[FileID(rawValue: number)] = bytes
-      // The target was truncated to the manifest's size, its old contents are garbage.
-      target[FileID(rawValue: number)] = [UInt8](repeating: 0xEE, count: bytes.count)
+      let file = FileID(rawValue: number)
+      source[file] = bytes
+      // The target has the manifest's size.
+      switch number % 3 {
+      case 0:
+        contents[file] = .fresh
+        target[file] = [UInt8](repeating: 0, count: bytes.count)
+      case 1:
+        contents[file] = .whole
+        target[file] = spoiled(bytes, in: 0..<bytes.count)
+      default:
+        let zones = UInt32((UInt64(bytes.count) + ResyncPlan.zoneBytes - 1) / ResyncPlan.zoneBytes)
+        let first = UInt32.random(in: 0...zones, using: &random)
+        contents[file] = .zones(first < zones ? [first..<zones] : [])
+        target[file] = spoiled(bytes, in: min(bytes.count, Int(first) << 20)..<bytes.count)
+      }
     }
+  }
+
+  /// Some blocks of the range are not what they were.
+  private mutating func spoiled(_ bytes: [UInt8], in range: Range<Int>) -> [UInt8] {
+    var bytes = bytes
+    var start = range.lowerBound
+    while start < range.upperBound {
+      let end = min(start + Int(Self.block), range.upperBound)
+      if random.chance(30) { bytes[Int.random(in: start..<end, using: &random)] ^= 0x5A }
+      start = end
+    }
+    return bytes
+  }
+
+  /// Stands for a hash that never errs.
+  static func differing(_ a: ArraySlice<UInt8>, _ b: ArraySlice<UInt8>) -> UInt32 {
+    var mask: UInt32 = 0
+    for index in 0..<max(a.count, b.count) {
+      let same = index < a.count && index < b.count && a[a.startIndex + index] == b[b.startIndex + index]
+      if !same { mask |= 1 << UInt32(index / Int(ResyncPlan.blockBytes)) }
+    }
+    return mask
   }
 
   func isData(_ bytes: [UInt8], _ block: UInt64) -> Bool {
@@ -91,6 +130,11 @@ private struct CopyWorld {
       stream.append(.zero(plan.send(piece, bytes: 0), piece.file, piece.range))
     } else {
       let content = Array(bytes[Int(piece.offset)..<Int(end)])
+      guard piece.kind == .data else {
+        stream.append(.compare(plan.sendHashes(piece), piece.file, piece.offset, content))
+        return
+      }
+      bytesSent += UInt64(content.count)
       stream.append(.data(plan.send(piece, bytes: UInt64(content.count)), piece.file, piece.offset, content))
     }
   }
@@ -112,6 +156,10 @@ private struct CopyWorld {
       #expect(target[file] != nil, "a piece of a forgotten file")
       put(file, offset, data)
       try plan.acknowledged(SequenceRange(sequence), now: now)
+    case .compare(let sequence, let file, let offset, let content):
+      let own = try #require(target[file], "a comparison in a forgotten file")
+      let part = own[min(Int(offset), own.count)..<min(Int(offset) + content.count, own.count)]
+      try plan.compared(sequence, differing: Self.differing(content[...], part), now: now)
     case .zero(let sequence, let file, let range):
       var bytes = try #require(target[file], "a hole of a forgotten file")
       for index in range where index < UInt64(bytes.count) { bytes[Int(index)] = 0 }
@@ -127,7 +175,8 @@ private struct CopyWorld {
     let files = world.source.sorted { $0.key < $1.key }.map { file, bytes in
       let data = (0..<(UInt64(bytes.count) + CopyWorld.block - 1) / CopyWorld.block).filter { world.isData(bytes, $0) }
       return ResyncFile(
-        file: file, size: UInt64(bytes.count), allocated: UInt64(data.count) * CopyWorld.block)
+        file: file, size: UInt64(bytes.count), allocated: UInt64(data.count) * CopyWorld.block,
+        content: world.contents[file] ?? .whole)
     }
     var plan = ResyncPlan(files: files, now: world.now)
     plan.windowBytes = 3 * 1024 * 1024
@@ -173,7 +222,8 @@ private struct CopyWorld {
 
   @Test func piecesEndAtZonesAndHolesCostNothing() {
     let zone = ResyncPlan.zoneBytes
-    var plan = ResyncPlan(files: [ResyncFile(file: file, size: 10 * zone, allocated: 2 * zone)], now: seconds(0))
+    var plan = ResyncPlan(
+      files: [ResyncFile(file: file, size: 10 * zone, allocated: 2 * zone, content: .whole)], now: seconds(0))
     #expect(plan.next() == .scan(file, from: 0))
     plan.scanned(file, from: 0, data: zone / 2..<2 * zone, size: 10 * zone)
     var pieces: [Range<UInt64>] = []
@@ -190,9 +240,59 @@ private struct CopyWorld {
     #expect(plan.next() == .wait)
   }
 
+  @Test func onlyTheZonesOfTheMapsAreLookedAtAndOnlyWhatDiffersIsSent() throws {
+    let zone = ResyncPlan.zoneBytes
+    var plan = ResyncPlan(
+      files: [
+        ResyncFile(file: file, size: 100 * zone, allocated: 100 * zone, content: .zones([3..<4, 50..<52])),
+        ResyncFile(file: FileID(rawValue: 5), size: zone, allocated: zone, content: .zones([])),
+      ], now: seconds(0))
+    #expect(plan.progress(now: seconds(0)).bytesTotal == 3 * zone)
+    #expect(plan.next() == .scan(file, from: 3 * zone))
+    plan.scanned(file, from: 3 * zone, data: 3 * zone..<100 * zone, size: 100 * zone)
+    var pieces: [ResyncPiece] = []
+    while case .copy(let piece) = plan.next() { pieces.append(piece) }
+    #expect(pieces.map(\.range) == [3 * zone..<4 * zone, 50 * zone..<51 * zone, 51 * zone..<52 * zone])
+    #expect(pieces.allSatisfy { $0.kind == .compare })
+    let sequences = pieces.map { plan.sendHashes($0) }
+    #expect(throws: AcknowledgeError.self) { try plan.acknowledged(SequenceRange(sequences[0]), now: seconds(1)) }
+    try plan.compared(sequences[0], differing: 0, now: seconds(1))
+    try plan.compared(sequences[1], differing: 0b1000_0000_0000_0110, now: seconds(1))
+    #expect(throws: AcknowledgeError.self) { try plan.compared(sequences[1], differing: 0, now: seconds(1)) }
+    try plan.compared(sequences[2], differing: 0, now: seconds(1))
+    var again: [Range<UInt64>] = []
+    while case .copy(let piece) = plan.next() {
+      #expect(piece.kind == .data)
+      again.append(piece.range)
+      try plan.acknowledged(SequenceRange(plan.send(piece, bytes: piece.length)), now: seconds(2))
+    }
+    let block = ResyncPlan.blockBytes
+    let start = 50 * zone
+    #expect(Set(again) == [start + block..<start + 3 * block, start + 15 * block..<start + 16 * block])
+    // Each loop took one step that was no piece: the second file, which has nothing to look at, and the first.
+    #expect(plan.next() == .done)
+    let progress = plan.progress(now: seconds(3))
+    #expect(progress.bytesDone == 3 * zone && progress.bytesSent == 3 * block)
+  }
+
+  @Test func holesOfAFreshFileCostNothingAtAll() {
+    let zone = ResyncPlan.zoneBytes
+    var plan = ResyncPlan(
+      files: [ResyncFile(file: file, size: 10 * zone, allocated: zone, content: .fresh)], now: seconds(0))
+    #expect(plan.next() == .scan(file, from: 0))
+    plan.scanned(file, from: 0, data: 5 * zone..<6 * zone, size: 10 * zone)
+    guard case .copy(let piece) = plan.next() else {
+      Issue.record("no piece")
+      return
+    }
+    #expect(piece.range == 5 * zone..<6 * zone && piece.kind == .data)
+  }
+
   @Test func theWindowBoundsWhatIsOutstanding() throws {
     let zone = ResyncPlan.zoneBytes
-    var plan = ResyncPlan(files: [ResyncFile(file: file, size: 100 * zone, allocated: 100 * zone)], now: seconds(0))
+    var plan = ResyncPlan(
+      files: [ResyncFile(file: file, size: 100 * zone, allocated: 100 * zone, content: .fresh)],
+      now: seconds(0))
     plan.windowBytes = Int(4 * zone)
     _ = plan.next()
     plan.scanned(file, from: 0, data: 0..<100 * zone, size: 100 * zone)
@@ -218,7 +318,9 @@ private struct CopyWorld {
   /// 10 MiB/s of data: half of the file is a hole, which must not make the estimate hope.
   @Test func timeLeftIsHonest() throws {
     let zone = ResyncPlan.zoneBytes
-    var plan = ResyncPlan(files: [ResyncFile(file: file, size: 2000 * zone, allocated: 1000 * zone)], now: seconds(0))
+    var plan = ResyncPlan(
+      files: [ResyncFile(file: file, size: 2000 * zone, allocated: 1000 * zone, content: .fresh)],
+      now: seconds(0))
     _ = plan.next()
     plan.scanned(file, from: 0, data: 0..<1000 * zone, size: 2000 * zone)
     #expect(plan.progress(now: seconds(0.5)).secondsLeft == nil)

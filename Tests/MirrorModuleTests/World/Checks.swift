@@ -90,6 +90,8 @@ extension World {
       if record?.standing == .uptodate || record?.peerOutdated != nil {
         violate("I5: \(node.name) consents before it is durable")
       }
+    case .engine(.clearIntents):
+      if record?.standing != .uptodate { violate("I5: \(node.name) forgets its intents before ADOPT is durable") }
     case .askConsent:
       if record?.standing != .uptodate { violate("I4: \(node.name) asks for consent and is not up to date") }
     default: break

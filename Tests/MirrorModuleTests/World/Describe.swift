@@ -80,6 +80,7 @@ extension Names {
     case .flushBarrier(let session): "flushBarrier \(name("s", session.rawValue))"
     case .drain: "drain"
     case .syncFiles: "syncFiles"
+    case .clearIntents(let session): "clearIntents \(name("s", session.rawValue))"
     case .report: "report"
     case .exit: "exit"
     }

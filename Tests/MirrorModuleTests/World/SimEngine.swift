@@ -94,7 +94,8 @@ final class SimEngine {
       wantsConnection = false
       closeSession()
       tell(.sessionEnded)
-    case .send: break
+    // Every resync of this world copies everything.
+    case .send, .clearIntents: break
     case .acceptReplication(let id):
       guard !isMounted else { return fail("acceptReplication", "the file system is mounted") }
       guard session?.id == id else { return fail("acceptReplication", "the session is over") }

@@ -1,0 +1,81 @@
+import Glibc
+import HostSystem
+import Model
+import Replication
+
+/// R3 in the write path: nothing is applied or sent before the intent for it is durable on this node.
+extension Mirror {
+  func use(_ intents: Intents) { state.withLock { $0.intents = intents } }
+
+  /// Under the lock. False = its intents have to be stored first.
+  func isIntended(_ request: GuestRequest, _ state: inout State) -> Bool {
+    guard let intents = state.intents, let bytes = request.intent else { return true }
+    let server = state.server
+    return intents.covers(request.file, bytes) { (try? server?.nodes.node(request.file.rawValue))?.descriptor }
+  }
+
+  /// Without locks: makes durable what waits, and starts what waited for it. One thread does it for all.
+  func storeIntents() {
+    guard let intents = state.withLock({ $0.intents }) else { return }
+    while true {
+      // Looked at after the turn was given back: whoever finds something left sees to it.
+      switch intents.store({ failure in self.intentsStored(failure) }) {
+      case .elsewhere: return
+      case .all: guard intents.hasPending else { return }
+      case .failed: guard state.withLock({ !$0.unintended.isEmpty }) else { return }
+      }
+    }
+  }
+
+  private func intentsStored(_ failure: Errno?) {
+    var effects = Effects()
+    var ready: [GuestRequest] = []
+    state.withLock { state in
+      let waiting = state.unintended
+      state.unintended = []
+      for request in waiting {
+        if isIntended(request, &state) {
+          // Counted as running since it began to wait; one that waits for its turn is counted again when that comes.
+          if order(request, &state) { ready.append(request) } else { state.running -= 1 }
+        } else if let failure, let token = request.token {
+          state.running -= 1
+          if let done = state.machine.localDone(token, result: failure.code) { effects.completions.append(done) }
+        } else {
+          state.unintended.append(request)
+        }
+      }
+      conclude(&state, &effects)
+    }
+    settle(effects)
+    if let failure { observer.diskError("write", "the write-intent map", failure) }
+    // `run` takes the last one first.
+    if !ready.isEmpty { run(ready.reversed(), effects.session) }
+  }
+
+  // MARK: clearing
+
+  /// R3: forgets zones that are the same on both nodes for certain: a flush of both that was issued after their last write was
+  /// acknowledged. Runs on a thread of its own; does nothing unless in sync and something could be cleared.
+  func clearIntents(root: Int32) {
+    storeIntents()
+    let begun = state.withLock { state -> (SessionID, Intents, IntentRound)? in
+      guard case .both(let session) = state.machine.policy, state.session?.id == session, let intents = state.intents
+      else { return nil }
+      let busy = state.live.compactMap { key -> (FileID, Range<UInt64>)? in
+        let request = GuestRequest.borrow(UInt64(key))
+        return request.intent.map { (request.file, $0) }
+      }
+      return intents.beginRound(busy: busy).map { (session, intents, $0) }
+    }
+    guard let (session, intents, round) = begun else { return }
+    _ = barrier(session, syncHere: { () throws(Errno) in try TreeWalk.sync(root: root) }) { [weak self] code in
+      guard code == 0, let self else { return }
+      state.withLock { state in
+        // The same session all the while: a lost one would have failed the barrier.
+        guard state.machine.policy == .both(session), state.session?.id == session else { return }
+        // Stored with the next batch: a zone that is cleared too late is only compared once more.
+        intents.endRound(round)
+      }
+    }
+  }
+}
