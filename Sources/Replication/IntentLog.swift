@@ -110,7 +110,7 @@ public enum IntentLog {
         writer.put(file)
         writer.put(zones.lowerBound)
         writer.put(zones.upperBound)
-      case .whole(let file, _), .forget(let file): writer.put(file)
+      case .whole(let file, _): writer.put(file)
       case .everything, .reset: break
       }
     }
@@ -173,10 +173,9 @@ extension IntentChange {
     case .clear: 2
     case .whole(_, true): 3
     case .whole(_, false): 4
-    case .forget: 5
-    case .everything(true): 6
-    case .everything(false): 7
-    case .reset: 8
+    case .everything(true): 5
+    case .everything(false): 6
+    case .reset: 7
     }
   }
 }

@@ -9,7 +9,7 @@ import Model
 /// Clearing is done in rounds: `beginRound`, a joint flush issued after that, `endRound`. A round that is never ended
 /// clears nothing.
 public struct IntentMap: Sendable {
-  /// A file's place in the map, valid until `forget`; then it may come to mean another file.
+  /// A file's place in the map.
   public typealias Slot = Int
 
   public static let zoneBytes = ResyncPlan.zoneBytes
@@ -47,15 +47,11 @@ public struct IntentMap: Sendable {
 
   struct File: Sendable {
     var identity: FileIdentity
-    /// Tells uses of the same slot apart; 0 = the slot is free.
-    var epoch: UInt64
     /// For each `pageZones` zones the page that holds them, or `noPage`.
     var pages: [Int32] = []
     var whole = Mark.none
     /// It got no page for some zone: its writes rely on `whole`.
     var isCoarse = false
-    /// A `forget` has something to remove.
-    var mayBeStored = false
   }
 
   struct Pending: Sendable {
@@ -66,16 +62,14 @@ public struct IntentMap: Sendable {
 
   var files: [File] = []
   private var slots: [FileIdentity: Slot] = [:]
-  private var freeSlots: [Slot] = []
-  private var epochs: UInt64 = 0
   /// States of zones, page after page.
   var cells: [UInt8] = []
   private var freePages: [Int32] = []
   private let pagesMax: Int
 
   var everything = Mark.none
-  /// As `File.epoch`, for `everything`.
-  private var everythingEpoch: UInt64 = 0
+  /// Raised when all is cleared: what was on its way to the disk before then counts no more.
+  private(set) var epoch: UInt64 = 0
   /// Not yet in a batch.
   var pending: [Pending] = []
   /// In the batch that was taken and is not yet stored.
@@ -97,7 +91,6 @@ public struct IntentMap: Sendable {
     if recovered.isEverything { markEverything() }
     for (identity, file) in recovered.files {
       let slot = slot(for: identity)
-      files[slot].mayBeStored = true
       files[slot].whole = file.isWhole ? Mark.idle : Mark.none
       for range in file.zones.ranges { recover(range, slot) }
     }
@@ -118,16 +111,8 @@ public struct IntentMap: Sendable {
 
   public mutating func slot(for file: FileIdentity) -> Slot {
     if let slot = slots[file] { return slot }
-    epochs += 1
-    let entry = File(identity: file, epoch: epochs)
-    let slot: Slot
-    if let free = freeSlots.popLast() {
-      slot = free
-      files[slot] = entry
-    } else {
-      slot = files.count
-      files.append(entry)
-    }
+    let slot = files.count
+    files.append(File(identity: file))
     slots[file] = slot
     return slot
   }
@@ -146,7 +131,6 @@ public struct IntentMap: Sendable {
   /// R3: makes what is missing of the range part of the pending changes; what is set counts as written to in this
   /// round. Repeatable. Sequential writes get more than they ask for.
   public mutating func want(_ slot: Slot, bytes: Range<UInt64>) {
-    precondition(files[slot].epoch != 0, "intents: a write to a file that was forgotten")
     guard !bytes.isEmpty else { return }
     guard !files[slot].isCoarse, let zones = IntentMap.zones(of: bytes) else { return markWhole(slot) }
     var firstMissing: Int?
@@ -239,7 +223,7 @@ public struct IntentMap: Sendable {
   private mutating func addSet(_ slot: Slot, _ zones: Range<Int>) {
     let range = UInt32(zones.lowerBound)..<UInt32(zones.upperBound)
     let file = files[slot]
-    if let last = pending.last, last.slot == slot, last.epoch == file.epoch,
+    if let last = pending.last, last.slot == slot, last.epoch == epoch,
       case .set(_, let before) = last.change, before.upperBound == range.lowerBound
     {
       pending[pending.count - 1].change = .set(file.identity, before.lowerBound..<range.upperBound)
@@ -249,8 +233,7 @@ public struct IntentMap: Sendable {
   }
 
   mutating func add(_ change: IntentChange, _ slot: Slot) {
-    files[slot].mayBeStored = true
-    pending.append(Pending(slot: slot, epoch: files[slot].epoch, change: change))
+    pending.append(Pending(slot: slot, epoch: epoch, change: change))
   }
 
   // MARK: - making it durable
@@ -283,10 +266,10 @@ public struct IntentMap: Sendable {
     for item in batch.changes {
       switch item.change {
       case .everything(true):
-        if everything == Mark.pending, item.epoch == everythingEpoch { everything = Mark.fresh }
+        if everything == Mark.pending, item.epoch == epoch { everything = Mark.fresh }
       case .everything(false), .reset: break
       // The slot was forgotten or cleared since: what is there now, if anything, waits for its own store.
-      case _ where files[item.slot].epoch != item.epoch: break
+      case _ where item.epoch != epoch: break
       case .set(_, let zones): settle(item.slot, zones)
       case .whole(_, true): if files[item.slot].whole == Mark.pending { files[item.slot].whole = Mark.fresh }
       default: break
@@ -311,28 +294,13 @@ public struct IntentMap: Sendable {
     pending.insert(contentsOf: batch.changes, at: 0)
   }
 
-  // MARK: - files come and go
-
-  /// The file is gone on both nodes. The slot is not valid any more.
-  public mutating func forget(_ slot: Slot) {
-    precondition(files[slot].epoch != 0, "intents: a slot was forgotten twice")
-    if files[slot].mayBeStored { add(.forget(files[slot].identity), slot) }
-    dropZones(slot)
-    slots[files[slot].identity] = nil
-    files[slot].epoch = 0
-    freeSlots.append(slot)
-  }
+  // MARK: - all files
 
   /// R8.4: nothing differs. Slots stay valid.
   public mutating func clearAll() {
-    for slot in files.indices where files[slot].epoch != 0 {
-      dropZones(slot)
-      epochs += 1
-      files[slot].epoch = epochs
-      files[slot].mayBeStored = false
-    }
+    for slot in files.indices { dropZones(slot) }
     everything = Mark.none
-    everythingEpoch += 1
+    epoch += 1
     // Whatever was waiting is undone by the reset.
     pending.removeAll()
     addForAll(.reset)
@@ -349,15 +317,8 @@ public struct IntentMap: Sendable {
     }
   }
 
-  /// R3, for a write that no file's zones can stand for: as `touch`, relying on `markEverything`.
-  public mutating func touchEverything() -> Bool {
-    guard everything >= Mark.firstDurable else { return false }
-    everything = Mark.touched
-    return true
-  }
-
   mutating func addForAll(_ change: IntentChange) {
-    pending.append(Pending(slot: -1, epoch: everythingEpoch, change: change))
+    pending.append(Pending(slot: -1, epoch: epoch, change: change))
   }
 
   private mutating func dropZones(_ slot: Slot) {
@@ -451,7 +412,7 @@ extension IntentMap {
   /// when it was taken may be appended to it, again and in part: that does no harm.
   public func snapshot() -> IntentSnapshot {
     var snapshot = IntentSnapshot(isEverything: isEverything)
-    for slot in files.indices where files[slot].epoch != 0 {
+    for slot in files.indices {
       var file = IntentSnapshot.File()
       file.isWhole = files[slot].whole != Mark.none
       file.zones = zoneSet(slot)

@@ -265,10 +265,10 @@ private struct ByteReader {
   mutating func takeChange() -> IntentChange? {
     guard let tag = take(UInt8.self) else { return nil }
     switch tag {
-    case 6: return .everything(true)
-    case 7: return .everything(false)
-    case 8: return .reset
-    case 1...5: break
+    case 5: return .everything(true)
+    case 6: return .everything(false)
+    case 7: return .reset
+    case 1...4: break
     default: return nil
     }
     guard let file = takeIdentity() else { return nil }
@@ -276,8 +276,7 @@ private struct ByteReader {
     case 1: return takeZones().map { .set(file, $0) }
     case 2: return takeZones().map { .clear(file, $0) }
     case 3: return .whole(file, true)
-    case 4: return .whole(file, false)
-    default: return .forget(file)
+    default: return .whole(file, false)
     }
   }
 }

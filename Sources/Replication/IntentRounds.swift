@@ -9,10 +9,9 @@ extension IntentMap {
   /// R3, under the write lock: chooses what a flush that is issued after this may clear: what was not touched for one
   /// full round and no unacknowledged request touches; the marks of whole files and of everything at once. `busy` must
   /// hold every request that was touched and is not acknowledged by both nodes. Only while in sync. Ends a round
-  /// before it without clearing. `keepsEverything`: such a request relies on `touchEverything`.
-  public mutating func beginRound(busy: [(Slot, Range<UInt64>)], keepsEverything: Bool = false) -> IntentRound {
+  /// before it without clearing.
+  public mutating func beginRound(busy: [(Slot, Range<UInt64>)]) -> IntentRound {
     age()
-    if keepsEverything, everything >= Mark.firstDurable { everything = Mark.touched }
     for (slot, bytes) in busy where !bytes.isEmpty { hold(slot, bytes) }
     round += 1
     isRoundOpen = true
@@ -30,7 +29,7 @@ extension IntentMap {
       addForAll(.everything(false))
     }
     var rangesLeft = IntentMap.clearRangesPerRoundMax
-    for slot in files.indices where files[slot].epoch != 0 {
+    for slot in files.indices {
       if files[slot].whole == Mark.candidate, rangesLeft > 0 {
         rangesLeft -= 1
         files[slot].whole = Mark.none
@@ -43,7 +42,7 @@ extension IntentMap {
 
   private mutating func age() {
     if everything >= Mark.firstDurable { everything = Mark.candidate }
-    for slot in files.indices where files[slot].epoch != 0 {
+    for slot in files.indices {
       if files[slot].whole >= Mark.firstDurable { files[slot].whole = Mark.candidate }
     }
     // Cells of free pages are `none` and stay so.
@@ -56,7 +55,7 @@ extension IntentMap {
   }
 
   private mutating func hold(_ slot: Slot, _ bytes: Range<UInt64>) {
-    guard files.indices.contains(slot), files[slot].epoch != 0 else { return }
+    guard files.indices.contains(slot) else { return }
     let zones = IntentMap.zones(of: bytes)
     if zones == nil || files[slot].isCoarse, files[slot].whole >= Mark.firstDurable { files[slot].whole = Mark.touched }
     for zone in zones ?? 0..<0 {
@@ -66,7 +65,7 @@ extension IntentMap {
 
   private func countCandidates() -> Int {
     var count = everything == Mark.candidate ? 1 : 0
-    for file in files where file.epoch != 0 && file.whole == Mark.candidate { count += 1 }
+    for file in files where file.whole == Mark.candidate { count += 1 }
     cells.withUnsafeBufferPointer { cells in
       for mark in cells where mark == Mark.candidate { count += 1 }
     }
@@ -96,7 +95,7 @@ extension IntentMap {
   private mutating func addClear(_ slot: Slot, _ zones: Range<Int>) {
     let range = UInt32(zones.lowerBound)..<UInt32(zones.upperBound)
     let file = files[slot]
-    if let last = pending.last, last.slot == slot, last.epoch == file.epoch,
+    if let last = pending.last, last.slot == slot, last.epoch == epoch,
       case .clear(_, let before) = last.change, before.upperBound == range.lowerBound
     {
       pending[pending.count - 1].change = .clear(file.identity, before.lowerBound..<range.upperBound)

@@ -18,8 +18,6 @@ public enum IntentChange: Hashable, Sendable {
   case clear(FileIdentity, Range<UInt32>)
   /// The mark of the file as a whole, beside its zones.
   case whole(FileIdentity, Bool)
-  /// The file is gone: its zones and its mark.
-  case forget(FileIdentity)
   /// The mark of all files, known or not, beside everything else.
   case everything(Bool)
   /// Nothing differs: all files' zones and marks, and the mark of all.
@@ -76,7 +74,6 @@ public struct IntentSnapshot: Hashable, Sendable {
     case .whole(let file, false):
       files[file]?.isWhole = false
       dropIfClean(file)
-    case .forget(let file): files[file] = nil
     case .everything(let isOn): isEverything = isOn
     case .reset: self = IntentSnapshot()
     }

@@ -56,7 +56,7 @@ private struct Sample {
     var sample = Sample(start)
     _ = sample.append([.set(identity(3), 5..<6), .clear(identity(1), 4..<6)])
     _ = sample.append([.whole(identity(2), false), .set(identity(1), 4..<5), .everything(true)])
-    _ = sample.append([.everything(false), .forget(identity(3))])
+    _ = sample.append([.everything(false), .clear(identity(3), 5..<6)])
     return sample
   }
 

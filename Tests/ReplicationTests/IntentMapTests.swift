@@ -202,41 +202,19 @@ private struct Rig {
   @Test func everythingIsClearedByARoundAndNotByTheWrongOne() {
     var rig = Rig(.everything)
     #expect(rig.map.isEverything && rig.map.zones(of: file) == .everything && rig.map.snapshot() == .everything)
-    // It may come from a file that could not be read, and that says less when it can be read again.
-    #expect(rig.map.touchEverything() == false)
+    // It may come from a file that could not be read, and that says less when it can be read again: stored anew first.
     rig.round()
-    #expect(rig.map.isEverything && rig.map.touchEverything() == true)
+    #expect(rig.map.isEverything)
     let round = rig.map.beginRound(busy: [])
     #expect(round.candidates == 1)
     rig.map.markEverything()
     rig.map.endRound(round)
     #expect(rig.map.isEverything)
-    rig.map.endRound(rig.map.beginRound(busy: [], keepsEverything: true))
-    #expect(rig.map.isEverything)
     rig.round()
-    #expect(!rig.map.isEverything && !rig.disk.isEverything && !rig.map.touchEverything())
+    #expect(!rig.map.isEverything && !rig.disk.isEverything)
     rig.map.markEverything()
     rig.map.markEverything()
-    #expect(rig.map.touchEverything() == false)
     #expect(rig.map.takeBatch()?.changes == [.everything(true)])
-  }
-
-  @Test func forgottenSlotsDoNotMixUp() {
-    var rig = Rig()
-    let slot = rig.map.slot(for: file)
-    rig.map.want(slot, bytes: bytes(3))
-    let batch = rig.map.takeBatch()
-    rig.map.forget(slot)
-    let other = rig.map.slot(for: identity(2))
-    #expect(other == slot, "slots are used again")
-    rig.map.want(other, bytes: bytes(3))
-    if let batch { rig.map.stored(batch.number) }
-    #expect(rig.map.touch(other, bytes: bytes(3)) == false, "that was the other file's zone")
-    #expect(rig.map.zones(of: file) == .ranges([]) && rig.map.zonesSet == 1)
-    #expect(rig.map.takeBatch()?.changes == [.forget(file), .set(identity(2), 3..<4)])
-    rig.map.stored(2)
-    rig.map.forget(rig.map.slot(for: identity(3)))
-    #expect(!rig.map.hasPending, "nothing was stored of it")
   }
 
   @Test func clearAllClearsAllAndNothingLater() {
@@ -256,9 +234,9 @@ private struct Rig {
       for change in batch.changes { rig.disk.apply(change) }
       rig.map.stored(batch.number)
     }
-    #expect(!rig.map.touch(slot, bytes: bytes(9)) && !rig.map.touchEverything())
+    #expect(rig.map.touch(slot, bytes: bytes(9)) == false)
     rig.store()
-    #expect(rig.map.touch(slot, bytes: bytes(9)) && rig.map.touchEverything())
+    #expect(rig.map.touch(slot, bytes: bytes(9)) == true)
     var expected = IntentSnapshot(isEverything: true)
     expected.apply(.set(file, 9..<10))
     #expect(rig.disk == expected)

@@ -45,8 +45,7 @@ private struct IntentWorld {
     case 50..<62: acknowledge()
     case 62..<72: beginStore()
     case 72..<84: endStore()
-    case 84..<95: clearingRound()
-    case 95: forgetOne()
+    case 84..<96: clearingRound()
     case 96: isInSync ? loseSession() : resync()
     case 97: if random.chance(30) { crash() }
     case 98: if random.chance(20) { map.markEverything() }
@@ -152,16 +151,6 @@ private struct IntentWorld {
         truth[write.file, default: Truth()].isWhole = true
       }
     }
-  }
-
-  private mutating func forgetOne() {
-    guard let index = open.indices.randomElement(using: &random) else { return }
-    let file = open[index]
-    guard !(waiting + unacknowledged).contains(where: { $0.file == file }) else { return }
-    open.remove(at: index)
-    map.forget(map.slot(for: file))
-    truth[file] = nil
-    round?.since.removeAll { $0.file == file }
   }
 
   private mutating func loseSession() {
