@@ -8,6 +8,9 @@ import Synchronization
 /// alone keeps R1 (sessions), R2 (acknowledgements) and the order of writes.
 public final class Engine: Sendable {
   static let tickInterval: Duration = .milliseconds(100)
+  /// A peer that is there and acknowledges nothing of what a guest waits for has failed (its disk hangs). Longer than a slow
+  /// disk's worst second, shorter than the 30 s after which a guest's own disk driver gives up.
+  static let acknowledgeStallMax: Duration = .seconds(10)
 
   struct Mounted: Sendable {
     let mount: FuseMount
@@ -23,6 +26,7 @@ public final class Engine: Sendable {
     var intents: Intents?
     var lastClearing = Instant(nanoseconds: 0)
     var isClearing = false
+    var stallWatch = StallWatch()
     var mounted: Mounted?
     var isUnmounting = false
     var session: PeerSession?
@@ -123,6 +127,12 @@ public final class Engine: Sendable {
     let silence = session.silence(now)
     if silence > configuration.silenceMax {
       return lose(session.id, "nothing received from the peer for \(silence.milliseconds) ms")
+    }
+    if let awaited = mirror.oldestAwaited {
+      let stall = state.withLock { $0.stallWatch.look(awaited.session, oldest: awaited.sequence, now: now) }
+      if stall > Self.acknowledgeStallMax {
+        return lose(session.id, "the peer has acknowledged nothing for \(stall.milliseconds) ms: its disk hangs")
+      }
     }
     if session.queuedBytes > PeerSession.queueBytesMax {
       return lose(session.id, "the peer takes too little: \(session.queuedBytes) bytes wait for it")

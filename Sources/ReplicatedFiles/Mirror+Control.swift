@@ -9,6 +9,16 @@ extension Mirror {
   var policy: AcknowledgePolicy { state.withLock { $0.machine.policy } }
   var requestsInFlight: Int { state.withLock { $0.machine.requestsInFlight + $0.parked.count } }
 
+  /// What a guest waits for the peer to acknowledge; nil while no guest does.
+  var oldestAwaited: (session: SessionID, sequence: UInt64?)? {
+    state.withLock { state in
+      switch state.machine.policy {
+      case .settling(let session), .both(let session): (session, state.machine.oldestOutstanding)
+      case .frozen, .alone, .resyncing: nil
+      }
+    }
+  }
+
   func attach(_ server: FileServer) { state.withLock { $0.server = server } }
 
   // MARK: session

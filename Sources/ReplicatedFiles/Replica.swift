@@ -42,7 +42,9 @@ final class Replica: Sendable {
     try HostThread.start(name: "replica-write") { [weak self] in Self.writebackLoop { self } }
   }
 
-  var session: SessionID? { state.withLock { $0.session?.id } }
+  /// Beside `state`: a disk that hangs holds that lock, and whoever reports or keeps the link alive must not wait for it.
+  private let role = Mutex<SessionID?>(nil)
+  var session: SessionID? { role.withLock { $0 } }
 
   // MARK: role
 
@@ -51,12 +53,16 @@ final class Replica: Sendable {
       guard state.session?.id != session.id else { return }
       state = State()
       state.session = session
+      role.withLock { $0 = session.id }
     }
   }
 
   /// R1: when this returns, nothing of the session is applied any more, and nothing of it will be acknowledged.
   func stop() {
-    state.withLock { $0 = State() }
+    state.withLock { state in
+      state = State()
+      role.withLock { $0 = nil }
+    }
     state.wake()
   }
 

@@ -125,6 +125,10 @@ public struct AcknowledgeMachine: Hashable, Sendable {
     return (token, Dispatch(session: session, sequence: outstanding.append(token, .flush)))
   }
 
+  /// The oldest number sent in this session that the peer has not acknowledged; nil = none. While it stays the same the peer
+  /// does nothing.
+  public var oldestOutstanding: UInt64? { outstanding.oldestOpen }
+
   // MARK: - the peer
 
   /// The peer applied these operations. An acknowledgement of another session is dropped (R1); one of something never
@@ -339,6 +343,9 @@ private struct OutstandingRing: Hashable, Sendable {
   private var entries: [Entry] = []
   private var oldest: UInt64 = 1
   private var next: UInt64 = 1
+
+  /// `dropAcknowledged` keeps `oldest` at an open one.
+  var oldestOpen: UInt64? { oldest == next ? nil : oldest }
 
   var text: String { oldest == next ? "none" : "\(oldest) to \(next - 1)" }
 
