@@ -35,7 +35,7 @@ extension MirrorModule {
     switch message {
     case .hello(let theirs): met(theirs, session)
     case .targetReady(let claim): targetReady(claim, session)
-    case .adopt(let generation, let history): adopt(generation, history, session)
+    case .adopt(let generation, let history, let pairing): adopt(generation, history, pairing, session)
     case .adopted: adopted(session)
     case .token: token(session)
     }
@@ -56,6 +56,8 @@ extension MirrorModule {
     case .source(settings.node, let why):
       splitWith = nil
       handshake?.awaitsTarget = true
+      // R3: maps say what differs since these two copies were last the same; of any other two they say nothing.
+      comparesEverything = shake.mine.pairing == nil || shake.mine.pairing != theirs.pairing
       note("this node is the source of the resync: \(why)", .notice, rule: "R7")
     case .source(_, let why):
       splitWith = nil
@@ -106,11 +108,14 @@ extension MirrorModule {
     say("being resynchronised from \(settings.peerName)", .notice, rule: "R7")
   }
 
-  private mutating func adopt(_ generation: Generation, _ history: [BranchID], _ session: SessionID) {
+  private mutating func adopt(
+    _ generation: Generation, _ history: [BranchID], _ pairing: UInt64?, _ session: SessionID
+  ) {
     switch phase {
     case .second(session):
       // A source whose vmhad was restarted asks again.
       guard record?.generation == generation else { return }
+      if record?.pairing != pairing { persist { $0.pairing = pairing } }
     case .target(session):
       // R8.4, only in that session; durable, then the answer.
       let boot = settings.bootID
@@ -118,6 +123,7 @@ extension MirrorModule {
         record.generation = generation
         record.history = []
         record.appendHistory(history)
+        record.pairing = pairing
         record.standing = .uptodate
         record.peerOutdated = nil
         record.claim = nil
@@ -152,7 +158,7 @@ extension MirrorModule {
 
   mutating func beginResync(_ session: SessionID) {
     resyncSession = session
-    engine(.startResync(session))
+    engine(.startResync(session, comparesEverything: comparesEverything))
     say("resynchronising \(settings.peerName)", .notice, rule: "R8")
   }
 
@@ -174,7 +180,10 @@ extension MirrorModule {
   /// R8.3
   mutating func withdrawMark() {
     let boot = settings.bootID
+    // Once for each resync: a source whose vmhad was restarted behind this step comes here again.
+    let pairing = record?.peerOutdated == nil ? record?.pairing ?? random() : random()
     persist { record in
+      record.pairing = pairing
       record.peerOutdated = nil
       record.bootAtLastSync = boot
       record.wroteLast = true
@@ -188,7 +197,7 @@ extension MirrorModule {
     resync = nil
     phase = .adopting(session)
     arm(.adopt, after: MirrorSettings.adoptRetry)
-    out.append(.sendPeer(session, .adopt(record.generation, history: record.history)))
+    out.append(.sendPeer(session, .adopt(record.generation, history: record.history, pairing: record.pairing)))
   }
 
   private mutating func adopted(_ session: SessionID) {

@@ -109,6 +109,8 @@ public struct MirrorModule: Sendable, Hashable {
   var blockedBy: String?
   public internal(set) var sentence = "not loaded yet"
   public internal(set) var sentenceSince = Instant(nanoseconds: 0)
+  /// What the resync that begins next has to look at: everything, or what the maps say.
+  var comparesEverything = true
   var randomState: UInt64
 
   // Scratch of one `handle`.

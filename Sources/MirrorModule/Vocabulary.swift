@@ -39,6 +39,7 @@ public struct Hello: Sendable, Codable, Hashable {
   /// In sync in this boot: the page cache was kept.
   public var continuous: Bool
   public var wroteLast: Bool
+  public var pairing: UInt64?
 
   public init(node: NodeID, record: DurableRecord, isAlone: Bool, guestRunning: Bool, continuous: Bool) {
     self.node = node
@@ -50,6 +51,7 @@ public struct Hello: Sendable, Codable, Hashable {
     self.guestRunning = guestRunning
     self.continuous = continuous
     wroteLast = record.wroteLast
+    pairing = record.pairing
   }
 }
 
@@ -59,7 +61,7 @@ public enum PeerMessage: Sendable, Codable, Hashable {
   /// R7: the target's guest is off and it is durably inconsistent; this is its consent.
   case targetReady(claim: BranchID?)
   /// R8.4. Repeatable in its session.
-  case adopt(Generation, history: [BranchID])
+  case adopt(Generation, history: [BranchID], pairing: UInt64?)
   /// R8.5
   case adopted
   /// R10: the writer token.

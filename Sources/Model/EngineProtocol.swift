@@ -97,9 +97,9 @@ public enum EngineCommand: Codable, Sendable, Hashable {
   /// Change the policy, or be refused (`failed`) if its session is not the current one. The new policy holds before anything else is read.
   /// Turning to a session policy in a session in which this side was the replica (swap) sends the identity manifest first.
   case setPolicy(AcknowledgePolicy)
-  /// Bring the target of this session up to date: what the maps of both nodes say may differ is compared, or copied. The policy must
+  /// Bring the target of this session up to date: what the maps of both nodes say may differ, or everything, is compared, or copied. The policy must
   /// be `alone`; it becomes `resyncing`, and `settling` when nothing is left to send (`resyncCopied`).
-  case startResync(SessionID)
+  case startResync(SessionID, comparesEverything: Bool)
   /// R8.2 and swap: fsync here, and have the replica fsync and answer. Answered by `barrierDone`, or by the loss of the session.
   case flushBarrier(SessionID)
   /// Stop accepting guest requests (they wait, as `frozen`), wait until none is in flight. Answered by `drained`.

@@ -13,10 +13,12 @@ struct ModuleStore: Sendable {
   }
 
   let directory: String
+  private let intentsFile: String
   private let pair: DurablePair
 
   init(paths: HostPaths, module: ModuleName) {
     directory = paths.moduleState(module)
+    intentsFile = paths.intentsFile(module)
     pair = DurablePair(path: "\(directory)/record")
   }
 
@@ -43,6 +45,7 @@ struct ModuleStore: Sendable {
   func removeAll() throws {
     try pair.remove()
     try DurableFile.remove(wishFile)
+    try DurableFile.remove(intentsFile)
   }
 
   private var wishFile: String { "\(directory)/wish.json" }

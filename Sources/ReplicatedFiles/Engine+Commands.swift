@@ -39,7 +39,7 @@ extension Engine {
     case .mount: try mount()
     case .unmount(let force): try unmount(force: force)
     case .setPolicy(let policy): try setPolicy(policy)
-    case .startResync(let session): try startResync(session)
+    case .startResync(let session, let comparesEverything): try startResync(session, comparesEverything)
     case .flushBarrier(let session): try flushBarrier(session)
     case .drain: mirror.drain()
     case .syncFiles: try syncFiles()
@@ -228,7 +228,7 @@ extension Engine {
     Log.note("policy \(policy)")
   }
 
-  private func startResync(_ id: SessionID) throws {
+  private func startResync(_ id: SessionID, _ comparesEverything: Bool) throws {
     guard let root = state.withLock({ $0.root }), isMounted else {
       throw EngineError(.state, "this node is not mounted: it cannot be the source of a resync")
     }
@@ -249,7 +249,7 @@ extension Engine {
         engine.state.wake()
       }
       do throws(EngineError) {
-        try engine.mirror.resync(id, root: root.number) { progress in
+        try engine.mirror.resync(id, root: root.number, comparesEverything: comparesEverything) { progress in
           engine.state.withLock {
             $0.resync = progress
             $0.mirroredSession = id

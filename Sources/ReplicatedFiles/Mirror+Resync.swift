@@ -50,7 +50,7 @@ extension Mirror {
   /// Runs on a thread of its own until everything is copied and the policy is `settling`; throws when the session is lost
   /// or the tree cannot be read.
   func resync(
-    _ id: SessionID, root: Int32, progress: (ResyncProgress) -> Void
+    _ id: SessionID, root: Int32, comparesEverything: Bool, progress: (ResyncProgress) -> Void
   ) throws(EngineError) {
     let key = HashKey(randomUInt64(), randomUInt64())
     let hasher: BlockHasher
@@ -74,7 +74,7 @@ extension Mirror {
     }
     resumeParked()
     do throws(EngineError) {
-      try awaitTarget(id, sources)
+      try awaitTarget(id, sources, comparesEverything)
       try copyAll(id, &sources, hasher, progress)
     } catch {
       throw EngineError(error.code, "the resync stopped: \(error.message)")
@@ -159,7 +159,9 @@ extension Mirror {
   }
 
   /// The target makes its tree like the manifest and says what its map holds; what to look at is the union of both.
-  private func awaitTarget(_ id: SessionID, _ sources: [FileID: ResyncSource]) throws(EngineError) {
+  private func awaitTarget(
+    _ id: SessionID, _ sources: [FileID: ResyncSource], _ comparesEverything: Bool
+  ) throws(EngineError) {
     let known = state.wait { state -> [FileID: FileContent]?? in
       guard state.session?.id == id, let copy = state.copy, copy.session == id else { return .some(nil) }
       return copy.isTargetKnown ? .some(copy.target) : nil
@@ -167,7 +169,7 @@ extension Mirror {
     guard let target = known ?? nil else { throw EngineError(.link, "the session was lost") }
     let intents = state.withLock { $0.intents }
     let files = sources.sorted { $0.key < $1.key }.map { id, source in
-      let identity = try? FileIdentities.read(source.object.number)
+      let identity = comparesEverything ? nil : try? FileIdentities.read(source.object.number)
       // What either side does not know is looked at as a whole.
       let own = (identity ?? nil).flatMap { identity in intents?.content(of: identity) } ?? .whole
       return ResyncFile(

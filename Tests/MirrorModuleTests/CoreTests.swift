@@ -103,8 +103,30 @@ import Testing
     var (core, directives) = core(outdated, report: report)
     #expect(directives.contains(.engine(.endSession)))
     let adopted = core.handle(
-      .peerMessage(session, .adopt(record.generation, history: record.history)), at: start)
+      .peerMessage(session, .adopt(record.generation, history: record.history, pairing: 7)), at: start)
     #expect(!adopted.contains { if case .persist = $0 { true } else { false } })
+  }
+
+  /// R3: a target of another pairing (a restored backup, a lost record) is compared as a whole.
+  @Test(
+    arguments: [(nil, nil, true), (3, nil, true), (nil, 3, true), (3, 4, true), (3, 3, false)]
+      as [(UInt64?, UInt64?, Bool)])
+  func mapsCountOnlyWithinAPairing(_ mine: UInt64?, _ theirs: UInt64?, _ comparesEverything: Bool) {
+    var alone = record
+    alone.peerOutdated = .consent
+    alone.pairing = mine
+    var report = EngineReport(processID: 1, role: .primary, policy: .alone)
+    report.isMounted = true
+    var (core, _) = core(alone, guest: .running, report: report)
+    _ = core.handle(.engine(.sessionEnded), at: start)
+    _ = core.handle(.engine(.connected(session, link: "storage")), at: start)
+    var old = record
+    old.standing = .outdated
+    old.pairing = theirs
+    let hello = Hello(node: .second, record: old, isAlone: false, guestRunning: false, continuous: false)
+    _ = core.handle(.peerMessage(session, .hello(hello)), at: start)
+    let begun = core.handle(.peerMessage(session, .targetReady(claim: nil)), at: start)
+    #expect(begun.contains(.engine(.startResync(session, comparesEverything: comparesEverything))))
   }
 
   @Test func aConnectionSaidBeforeTheEndWasReadIsIgnored() {

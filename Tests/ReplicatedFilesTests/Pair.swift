@@ -97,7 +97,7 @@ final class Side: @unchecked Sendable {
   }
 
   func resync(_ session: SessionID) throws {
-    tell(.startResync(session))
+    tell(.startResync(session, comparesEverything: false))
     try expect("resyncCopied", within: .seconds(120)) { if case .resyncCopied = $0 { true } else { nil } }
   }
 }

@@ -104,10 +104,18 @@ extension World {
     }
   }
 
+  /// M5: maps count only between copies that were the same when both began to keep them.
+  func checkPairing(of source: SimNode) {
+    let theirs = peer(of: source).record?.pairing
+    if theirs == nil || source.record?.pairing != theirs {
+      violate("M5: \(source.name) relies on maps of another pairing")
+    }
+  }
+
   func checkSent(_ message: PeerMessage, by node: SimNode) {
     guard let record = node.record else { return }
     switch message {
-    case .adopt(let generation, _):
+    case .adopt(let generation, _, _):
       if record.peerOutdated != nil || record.generation != generation {
         violate("I5: \(node.name) sends ADOPT before R8.3 is durable")
       }

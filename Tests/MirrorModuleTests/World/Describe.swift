@@ -60,7 +60,7 @@ extension Names {
         + (hello.guestRunning ? " guestRunning" : "") + (hello.continuous ? " continuous" : "")
         + (hello.wroteLast ? " wroteLast" : "")
     case .targetReady: "TARGET-READY"
-    case .adopt(let generation, _): "ADOPT \(describe(generation))"
+    case .adopt(let generation, _, _): "ADOPT \(describe(generation))"
     case .adopted: "ADOPTED"
     case .token: "TOKEN"
     }
@@ -76,7 +76,8 @@ extension Names {
     case .mount: "mount"
     case .unmount(let force): force ? "unmount force" : "unmount"
     case .setPolicy(let policy): "setPolicy \(describe(policy))"
-    case .startResync(let session): "startResync \(name("s", session.rawValue))"
+    case .startResync(let session, let comparesEverything):
+      "startResync \(name("s", session.rawValue))" + (comparesEverything ? " everything" : "")
     case .flushBarrier(let session): "flushBarrier \(name("s", session.rawValue))"
     case .drain: "drain"
     case .syncFiles: "syncFiles"

@@ -108,7 +108,9 @@ final class SimEngine {
       tell(.mounted(fuseConnection: 1))
     case .unmount(let force): unmount(force: force)
     case .setPolicy(let policy): set(policy)
-    case .startResync(let id): startResync(id)
+    case .startResync(let id, let comparesEverything):
+      if !comparesEverything { world.checkPairing(of: node) }
+      startResync(id)
     case .flushBarrier(let id):
       guard let session, session.id == id else { return fail("flushBarrier", "the session is over") }
       node.copy.flush()
