@@ -48,14 +48,12 @@ public final class LineChannel: Sendable {
         guard try wait(POLLIN, until: deadline) else {
           throw HostError(.timedOut, "channel.read", "nothing received in time")
         }
-        let start = input.bytes.count
-        let room = 64 << 10
-        input.bytes.append(contentsOf: repeatElement(0, count: room))
-        let count = input.bytes.withUnsafeMutableBytes { buffer in
-          recv(socket, UnsafeMutableRawBufferPointer(rebasing: buffer[start...]).baseAddress, room, 0)
+        let (count, number) = withUnsafeTemporaryAllocation(byteCount: 64 << 10, alignment: 1) { buffer in
+          let count = recv(socket, buffer.baseAddress, buffer.count, 0)
+          let number = errno
+          if count > 0 { input.bytes.append(contentsOf: UnsafeRawBufferPointer(rebasing: buffer[..<count])) }
+          return (count, number)
         }
-        let number = errno
-        input.bytes.removeLast(room - max(0, count))
         if count == 0 || isClosed.load(ordering: .acquiring) {
           guard input.bytes.isEmpty || isClosed.load(ordering: .acquiring) else {
             throw HostError(.closed, "channel.read", "the other side ended in the middle of a line")

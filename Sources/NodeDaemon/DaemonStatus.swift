@@ -136,7 +136,8 @@ extension Daemon {
     }
     if cluster.links.count < 2 {
       warnings.append(
-        StatusWarning("only one link: its loss looks like the loss of a node", whatToDo: "vmha cluster set add-link …"))
+        StatusWarning(
+          "only one link: its loss looks like the loss of a node", whatToDo: "vmha cluster set --add-link …"))
     }
     if let down = hypervisorDown() {
       warnings.append(StatusWarning("libvirt does not answer here: \(down)", whatToDo: "systemctl status libvirtd"))
@@ -150,6 +151,12 @@ extension Daemon {
     if let trouble = journal.trouble {
       warnings.append(
         StatusWarning("the journal cannot be written: \(trouble)", whatToDo: "free space in \(paths.state)"))
+    }
+    // One that cannot be read has said so in the journal when vmhad began.
+    for (name, kind) in (try? Adoption.unfinished(paths: paths)) ?? [:]
+    where operations.current(module: name.text) == nil {
+      warnings.append(
+        StatusWarning("'vmha \(kind) \(name)' was interrupted", whatToDo: "repeat it, here: vmha \(kind) \(name)"))
     }
     for module in status.modules where module.split {
       warnings.append(

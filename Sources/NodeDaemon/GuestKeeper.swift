@@ -65,10 +65,14 @@ final class GuestKeeper: Sendable {
 
   func reconfigure(_ configuration: ModuleConfiguration) { state.withLock { $0.configuration = configuration } }
 
-  /// Overrules the module's `stopTimeout` for the next clean stop.
+  /// Overrules the module's `stopTimeout` for the clean stop that goes on, or the next one: the wish may have come over the
+  /// other node before the command itself.
   func stopWithin(_ timeout: Duration?) { state.withLock { $0.stopTimeout = timeout } }
 
-  func start() { push(.start) }
+  func start() {
+    state.withLock { $0.stopTimeout = nil }
+    push(.start)
+  }
   func stopInOrder() { push(.stopInOrder) }
   func destroy() {
     state.withLock { $0.isUrgent = true }
@@ -206,18 +210,16 @@ final class GuestKeeper: Sendable {
   }
 
   private func stopNow() {
-    let timeout = state.withLock { state in
-      state.isUrgent = false
-      defer { state.stopTimeout = nil }
-      return state.stopTimeout ?? state.configuration.stopTimeout
-    }
+    state.withLock { $0.isUrgent = false }
+    defer { state.withLock { $0.stopTimeout = nil } }
     do { try runScript(.beforeStop) } catch { tell(.warning, "\(error)") }
-    let deadline = monotonicNow() + timeout
+    let begin = monotonicNow()
     var press = monotonicNow()
     while actual() != .off {
       if state.withLock({ $0.isUrgent }) { return }  // `destroy` is next in the queue and reports
       let now = monotonicNow()
-      if now > deadline {
+      let timeout = state.withLock { $0.stopTimeout ?? $0.configuration.stopTimeout }
+      if now - begin > timeout {
         tell(.warning, "the guest did not shut down in \(secondsText(timeout)); it is forced off")
         return destroyNow()
       }

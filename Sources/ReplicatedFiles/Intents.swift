@@ -29,27 +29,38 @@ final class Intents: Sendable {
 
   // MARK: the writer
 
-  /// R3: whether these bytes may be changed now. If not, what is missing waits to be stored: call `store`, then ask again.
-  /// `object` is asked for once a file.
-  func covers(_ id: FileID, _ bytes: Range<UInt64>, object: () -> Int32?) -> Bool {
-    state.withLock { state in
-      let known = state.slots[id] ?? Self.lookUp(id, object, &state)
-      guard let slot = known else { return true }
+  enum Cover {
+    case durable
+    /// What is missing waits to be stored: call `store`, then ask again.
+    case pending
+    /// It cannot be told which file this is: nothing may be changed.
+    case failed(Errno)
+  }
+
+  /// R3: whether these bytes may be changed now. `object` is asked for once a file.
+  func covers(_ id: FileID, _ bytes: Range<UInt64>, object: () throws(Errno) -> Int32) -> Cover {
+    state.withLock { state -> Cover in
+      let known: IntentMap.Slot?
+      if let cached = state.slots[id] {
+        known = cached
+      } else {
+        do throws(Errno) { known = try Self.lookUp(id, object, &state) } catch { return .failed(error) }
+      }
+      guard let slot = known else { return .durable }
       let isCovered = state.map.touch(slot, bytes: bytes)
       if !isCovered { state.map.want(slot, bytes: bytes) }
       if state.map.hasPending { isWanting.store(true, ordering: .relaxed) }
-      return isCovered
+      return isCovered ? .durable : .pending
     }
   }
 
   var wantsStore: Bool { isWanting.load(ordering: .relaxed) }
 
-  /// What cannot be read counts as not there: that file is compared as a whole.
-  private static func lookUp(_ id: FileID, _ object: () -> Int32?, _ state: inout State) -> IntentMap.Slot? {
-    guard let descriptor = object() else { return nil }
-    let identity: FileIdentity?
-    do throws(Errno) { identity = try FileIdentities.read(descriptor) } catch { identity = nil }
-    let slot = identity.map { state.map.slot(for: $0) }
+  /// An error is not remembered, and is not "no identity": the file may have one, and then it would not be compared.
+  private static func lookUp(
+    _ id: FileID, _ object: () throws(Errno) -> Int32, _ state: inout State
+  ) throws(Errno) -> IntentMap.Slot? {
+    let slot = try FileIdentities.read(try object()).map { state.map.slot(for: $0) }
     state.slots[id] = .some(slot)
     return slot
   }

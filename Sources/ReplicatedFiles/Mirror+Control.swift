@@ -9,12 +9,17 @@ extension Mirror {
   var policy: AcknowledgePolicy { state.withLock { $0.machine.policy } }
   var requestsInFlight: Int { state.withLock { $0.machine.requestsInFlight + $0.parked.count } }
 
-  /// What a guest waits for the peer to acknowledge; nil while no guest does.
+  /// What the peer has to acknowledge next, where that holds up a guest or a copy; it changes as long as the peer does anything.
+  /// nil = nothing is held up.
   var oldestAwaited: (session: SessionID, sequence: UInt64?)? {
     state.withLock { state in
       switch state.machine.policy {
-      case .settling(let session), .both(let session): (session, state.machine.oldestOutstanding)
-      case .frozen, .alone, .resyncing: nil
+      case .settling(let session), .both(let session): return (session, state.machine.oldestOutstanding)
+      case .resyncing(let session):
+        guard let copy = state.copy, copy.isTargetKnown else { return nil }
+        guard state.machine.oldestOutstanding != nil || copy.plan.isAwaiting else { return (session, nil) }
+        return (session, copy.acknowledgements &+ (state.machine.oldestOutstanding ?? 0))
+      case .frozen, .alone: return nil
       }
     }
   }
@@ -72,6 +77,7 @@ extension Mirror {
     }
     // `run` takes the last one first.
     run(ready.reversed(), session)
+    failUnmarkable()
     storeIntents()
   }
 

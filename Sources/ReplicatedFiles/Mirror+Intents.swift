@@ -7,11 +7,35 @@ import Replication
 extension Mirror {
   func use(_ intents: Intents) { state.withLock { $0.intents = intents } }
 
-  /// Under the lock. False = its intents have to be stored first.
-  func isIntended(_ request: GuestRequest, _ state: inout State) -> Bool {
-    guard let intents = state.intents, let bytes = request.intent else { return true }
+  /// Under the lock. Anything but `durable`: it may not be applied or sent.
+  func cover(_ request: GuestRequest, _ state: inout State) -> Intents.Cover {
+    guard let intents = state.intents, let bytes = request.intent else { return .durable }
     let server = state.server
-    return intents.covers(request.file, bytes) { (try? server?.nodes.node(request.file.rawValue))?.descriptor }
+    return intents.covers(request.file, bytes) { () throws(Errno) in
+      guard let server else { throw Errno(ESTALE) }
+      return try server.nodes.node(request.file.rawValue).descriptor
+    }
+  }
+
+  /// Without locks: answers what could not be marked.
+  func failUnmarkable() {
+    var effects = Effects()
+    var failure: Errno?
+    state.withLock { state in
+      for (request, error) in state.unmarkable { fail(request, error, &state, &effects) }
+      failure = state.unmarkable.first?.1
+      state.unmarkable = []
+      conclude(&state, &effects)
+    }
+    settle(effects)
+    if let failure, failure.isDiskFailure { observer.diskError("read", "the identity of a file", failure) }
+  }
+
+  /// Under the lock: a request that was not carried out.
+  private func fail(_ request: GuestRequest, _ error: Errno, _ state: inout State, _ effects: inout Effects) {
+    state.running -= 1
+    guard let token = request.token else { return }
+    if let done = state.machine.localDone(token, result: error.code) { effects.completions.append(done) }
   }
 
   /// Without locks: makes durable what waits, and starts what waited for it. One thread does it for all.
@@ -34,14 +58,13 @@ extension Mirror {
       let waiting = state.unintended
       state.unintended = []
       for request in waiting {
-        if isIntended(request, &state) {
+        switch cover(request, &state) {
+        case .durable:
           // Counted as running since it began to wait; one that waits for its turn is counted again when that comes.
           if order(request, &state) { ready.append(request) } else { state.running -= 1 }
-        } else if let failure, let token = request.token {
-          state.running -= 1
-          if let done = state.machine.localDone(token, result: failure.code) { effects.completions.append(done) }
-        } else {
-          state.unintended.append(request)
+        case .failed(let error): fail(request, error, &state, &effects)
+        case .pending:
+          if let failure { fail(request, failure, &state, &effects) } else { state.unintended.append(request) }
         }
       }
       conclude(&state, &effects)

@@ -42,6 +42,8 @@ final class Mirror: GuestRequestSink {
     var intents: Intents?
     /// Admitted, and waiting until their intents are durable (R3); in the order they came.
     var unintended: [GuestRequest] = []
+    /// Admitted, and to be answered with this error.
+    var unmarkable: [(GuestRequest, Errno)] = []
   }
 
   /// What has to be done after the lock is left.
@@ -74,10 +76,11 @@ final class Mirror: GuestRequestSink {
   }
 
   private func start(_ request: GuestRequest) {
-    let (mayRun, storesIntents, session) = state.withLock { state in
-      (admit(request, &state), state.intents?.wantsStore ?? false, state.session)
+    let (mayRun, storesIntents, fails, session) = state.withLock { state in
+      (admit(request, &state), state.intents?.wantsStore ?? false, !state.unmarkable.isEmpty, state.session)
     }
     if mayRun { run([request], session) }
+    if fails { failUnmarkable() }
     if storesIntents { storeIntents() }
   }
 
@@ -109,7 +112,8 @@ final class Mirror: GuestRequestSink {
   /// the queue, or the queue would grow without end and the copy would never get its share.
   private var isCopyBehind: Bool {
     guard isCopying.load(ordering: .relaxed) else { return false }
-    return state.withLock { $0.copy != nil ? $0.session?.queuedBytes ?? 0 : 0 } > Self.copyQueueBytesMax
+    // Not while the target still makes its tree like the manifest: that may take long, and takes nothing from the queue.
+    return state.withLock { $0.copy?.isTargetKnown == true ? $0.session?.queuedBytes ?? 0 : 0 } > Self.copyQueueBytesMax
   }
 
   /// Under the lock. True = run it now; false = it is parked or waits behind another.
@@ -131,10 +135,16 @@ final class Mirror: GuestRequestSink {
   private func place(
     _ request: GuestRequest, _ token: AcknowledgeMachine.Token, _ state: inout State
   ) -> Bool {
-    guard isIntended(request, &state) else {
-      // Being carried out, as whoever tears the mount down must know.
+    // Both wait as if they were being carried out: whoever tears the mount down must know of them.
+    switch cover(request, &state) {
+    case .durable: break
+    case .pending:
       state.running += 1
       state.unintended.append(request)
+      return false
+    case .failed(let error):
+      state.running += 1
+      state.unmarkable.append((request, error))
       return false
     }
     switch request.action {
@@ -226,6 +236,10 @@ final class Mirror: GuestRequestSink {
       request.reply = applied.reply
       return finish(request, operation: applied.operation, failure: nil)
     } catch {
+      if case .range = request.action, error.mayBeHalfDone, let session = state.withLock({ $0.session?.id }) {
+        // As for a write: this disk may have part of it, and the peer has nothing.
+        observer.broken(session, "a change of \(request.file) failed half-way on this node: \(error)")
+      }
       if error.isDiskFailure { observer.diskError("change", "\(request.file)", error) }
       return finish(request, operation: nil, failure: error)
     }
@@ -344,6 +358,10 @@ final class Mirror: GuestRequestSink {
 extension Errno {
   /// The disk, not the request, is at fault (R11).
   var isDiskFailure: Bool { [EIO, EROFS, EUCLEAN, ENODEV, ENXIO].contains(code) }
+  /// A change of a range may have stopped in its middle; the others are refusals before its beginning.
+  var mayBeHalfDone: Bool {
+    ![EINVAL, EOPNOTSUPP, ENOTSUP, EPERM, EACCES, EBADF, EFBIG, ENODEV, ESPIPE, ETXTBSY, ESTALE].contains(code)
+  }
 }
 
 extension FileOperation {

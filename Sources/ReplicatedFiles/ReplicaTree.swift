@@ -185,6 +185,9 @@ struct ReplicaTree {
     let (object, descriptor) = try data(file)
     let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: length, alignment: 64)
     defer { buffer.deallocate() }
+    // R11: after a failed write-back the cache holds, clean, what the disk does not. Compared is what a power cut would leave:
+    // only dirty pages stay, and those the flush of R8.2 writes, or fails.
+    posix_fadvise(descriptor, off_t(offset), off_t(length), POSIX_FADV_DONTNEED)
     let own: [BlockHash]
     do throws(Errno) {
       let count = try Backing.readAll(descriptor, into: buffer, at: offset)

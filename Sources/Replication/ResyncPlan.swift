@@ -360,6 +360,9 @@ public struct ResyncPlan: Sendable {
     rate.note(dataDone, now)
   }
 
+  /// Pieces are sent and not acknowledged.
+  public var isAwaiting: Bool { !sent.isEmpty }
+
   // MARK: - how far
 
   /// Rate and time left count bytes of data, over the last ten seconds; holes cost next to nothing. The time is nil
