@@ -180,13 +180,18 @@ enum Backing {
 
   // MARK: data
 
+  /// Bytes handed to the kernel at once. A larger write makes a folio of its own size in the page cache, and ext4 (since
+  /// Linux 6.16) looks at every block of a folio at each later small write into it: after writes of 1 MiB a write of 4 KiB
+  /// took 17 us of CPU instead of 3, while writing 1 MiB in pieces takes no longer.
+  private static let pieceBytesMax = 32 << 10
+
   /// Writes everything, or throws; a disk that takes only part of it is full.
   static func writeAll(_ file: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) throws(Errno) {
     var done = 0
     while done < bytes.count {
       guard let start = bytes.baseAddress else { return }
       let from = off_t(offset) + off_t(done)
-      let count = try retrying { pwrite(file, start + done, bytes.count - done, from) }
+      let count = try retrying { pwrite(file, start + done, min(bytes.count - done, pieceBytesMax), from) }
       if count == 0 { throw Errno(ENOSPC) }
       done += count
     }
