@@ -11,7 +11,11 @@ BUILD_PACKAGES := gcc g++ libc6-dev pkg-config libfuse3-dev libvirt-dev libxml2-
 LAB_PACKAGES := libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils fuse3 iproute2 nftables busybox-static \
   cpio e2fsprogs procps xz-utils acl attr jq openssl fio python3-minimal iputils-ping
 
-.PHONY: build release test unit lab-test demo lint format install uninstall packages clean
+# Gluster is one of the peers of the benchmark, which goes on without it.
+BENCH_PACKAGES := python3 qemu-system-common
+BENCH_PEERS := glusterfs-server glusterfs-client
+
+.PHONY: build release test unit lab-test demo bench lint format install uninstall packages clean
 
 packages:
 	@missing=; for p in $(BUILD_PACKAGES) $(LAB_PACKAGES); do \
@@ -40,6 +44,13 @@ lab-test: packages
 # Two nodes and two guests on this machine; one loses its power. KEEP=1 leaves the lab up.
 demo: release
 	tools/demo
+
+# What a write costs, beside a local file, QEMU's mirror and Gluster; and resyncs. See docs/performance.md.
+bench: BUILD_PACKAGES += $(BENCH_PACKAGES)
+bench: release
+	dpkg-query -W -f='$${Status}' glusterfs-server 2>/dev/null | grep -q 'ok installed' || \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(BENCH_PEERS) >/dev/null || true
+	bench/run --json bench.json
 
 lint:
 	$(SWIFT) format lint --strict --recursive --parallel Package.swift Sources Tests
