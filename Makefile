@@ -59,22 +59,37 @@ lint:
 format:
 	$(SWIFT) format format --in-place --recursive --parallel Package.swift Sources Tests
 
+# Where the programs to install are; SWIFT=true with it installs what was built elsewhere.
+BIN ?= .build/release
+COMPLETIONS := bash-completion/completions/vmha zsh/vendor-completions/_vmha fish/vendor_completions.d/vmha.fish
+UNITS := vmhad.service vmha-replicad@.service
+
 install: release
-	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin .build/release/vmha
-	install -D -m 755 -t $(DESTDIR)$(PREFIX)/sbin .build/release/vmhad .build/release/vmha-replicad
-	install -D -m 644 -t $(DESTDIR)/lib/systemd/system packaging/systemd/vmhad.service packaging/systemd/vmha-replicad@.service
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(BIN)/vmha
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/sbin $(BIN)/vmhad $(BIN)/vmha-replicad
+	install -d -m 755 $(DESTDIR)/lib/systemd/system
+	for unit in $(UNITS); do \
+	  sed 's|=/usr/sbin/|=$(PREFIX)/sbin/|' packaging/systemd/$$unit > $(DESTDIR)/lib/systemd/system/$$unit && \
+	  chmod 644 $(DESTDIR)/lib/systemd/system/$$unit || exit 1; done
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man8 packaging/man/vmha.8
+	for file in $(COMPLETIONS); do \
+	  install -d -m 755 $(DESTDIR)$(PREFIX)/share/$${file%/*} && \
+	  $(BIN)/vmha --generate-completion-script $${file%%[-/]*} > $(DESTDIR)$(PREFIX)/share/$$file && \
+	  chmod 644 $(DESTDIR)$(PREFIX)/share/$$file || exit 1; done
 	install -D -m 755 hooks/qemu $(DESTDIR)/etc/libvirt/hooks/qemu.d/vmha
 	install -d -m 755 $(DESTDIR)/etc/vmha/modules $(DESTDIR)/etc/vmha/hooks
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/vmha/vm-modules/kvm vm-modules/kvm/*
 	install -D -m 755 hooks/on-state-change.example $(DESTDIR)$(PREFIX)/share/vmha/on-state-change.example
 	if [ -z "$(DESTDIR)" ]; then tools/after-install; fi
 
+# Keeps /etc/vmha and /var/lib/vmha: the cluster, its keys and its journal are the operator's to delete.
 uninstall:
-	tools/before-uninstall
-	rm -f $(PREFIX)/bin/vmha $(PREFIX)/sbin/vmhad $(PREFIX)/sbin/vmha-replicad /lib/systemd/system/vmhad.service \
-	  /lib/systemd/system/vmha-replicad@.service $(PREFIX)/share/man/man8/vmha.8 /etc/libvirt/hooks/qemu.d/vmha
-	rm -rf $(PREFIX)/share/vmha
+	if [ -z "$(DESTDIR)" ]; then tools/before-uninstall; fi
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,bin/vmha sbin/vmhad sbin/vmha-replicad share/man/man8/vmha.8) \
+	  $(addprefix $(DESTDIR)$(PREFIX)/share/,$(COMPLETIONS)) $(addprefix $(DESTDIR)/lib/systemd/system/,$(UNITS)) \
+	  $(DESTDIR)/etc/libvirt/hooks/qemu.d/vmha
+	rm -rf $(DESTDIR)$(PREFIX)/share/vmha
+	if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 
 clean:
 	$(SWIFT) package clean
