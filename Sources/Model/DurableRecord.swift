@@ -48,7 +48,7 @@ public struct DurableRecord: Sendable, Codable, Hashable {
   /// Boot id of the host when the module was last in sync: the same boot = the page cache was kept (`continuous`).
   public var bootAtLastSync: String?
   /// Random, the same on both nodes from the end of one resync to the end of the next. Write-intent maps count only between copies of
-  /// one pairing: a node that was set back (a restored backup, a snapshot of the host) has another one.
+  /// one pairing: a node that was set back behind the last resync (a restored backup, a snapshot of the host) has another one.
   public var pairing: UInt64?
   /// The module's role when it was last in sync (R7: last writer).
   public var wroteLast: Bool

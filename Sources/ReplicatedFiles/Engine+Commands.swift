@@ -122,7 +122,7 @@ extension Engine {
     }
     let replica = state.withLock { $0.replica }
     if replica?.session == id { return }
-    try mirror.reset()
+    try mirror.reset(becomesReplica: true)
     state.withLock { $0.mirroredSession = nil }
     replica?.accept(session)
     // Lost in between: then it must not look like a replica of a dead session.
@@ -140,7 +140,7 @@ extension Engine {
     else { return }
     try FuseConnections.clearStaleMount(configuration.mountPoint)
     replica?.stop()
-    try mirror.reset()
+    try mirror.reset(becomesReplica: false)
     state.withLock { $0.mirroredSession = nil }
     let copy = dup(root.number)
     guard copy >= 0 else { throw EngineError(.backing, "cannot keep the backing directory open: \(Errno.last)") }
@@ -302,7 +302,7 @@ extension Engine {
     guard let root = state.withLock({ $0.root }) else { return }
     startThread("sync-files") { engine in
       do throws(Errno) {
-        try TreeWalk.sync(root: root.number)
+        try TreeWalk.sync(root: root.number, dropsCache: true)
         engine.emit(.filesSynced)
       } catch {
         engine.emit(.diskError(operation: "fsync", path: "the backing directory", errno: error.code))

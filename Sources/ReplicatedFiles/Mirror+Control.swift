@@ -179,7 +179,7 @@ extension Mirror {
 
   /// Before this side becomes the replica, or is mounted anew: what it knew as a primary no longer counts. Only while
   /// unmounted. Refused while a local write is still being applied.
-  func reset() throws(EngineError) {
+  func reset(becomesReplica: Bool) throws(EngineError) {
     let (old, parked) = try state.withLock { (state) throws(EngineError) -> ([GuestRequest], [GuestRequest]) in
       guard state.machine.unfinishedMutations == 0, state.copy == nil else {
         throw EngineError(.busy, "local writes or a resync are still in progress; repeat the command")
@@ -193,7 +193,7 @@ extension Mirror {
       state.isDrainWanted = false
       state.intents?.forgetAll()
       state.epoch += 1
-      state.machine = AcknowledgeMachine()
+      state.machine = becomesReplica ? AcknowledgeMachine() : AcknowledgeMachine(after: state.machine)
       if let session = state.session { state.machine.sessionBegan(session.id) }
       return (old, parked)
     }

@@ -352,7 +352,9 @@ extension Mirror {
   private func read(_ piece: ResyncPiece, _ descriptor: Int32, _ hasher: BlockHasher) throws(Errno) -> Content {
     guard !piece.isHole else {
       let start = vmha_seek_data(descriptor, off_t(piece.offset))
-      return start >= 0 && UInt64(start) < piece.offset + piece.length ? .stale : .zeros(piece.length)
+      // Only ENXIO says that there is nothing: the target's bytes must not be punched for an error of this disk.
+      if start < 0 { return errno == ENXIO ? .zeros(piece.length) : .stale }
+      return UInt64(start) < piece.offset + piece.length ? .stale : .zeros(piece.length)
     }
     var count = 0
     var isZero = false

@@ -140,8 +140,9 @@ enum TreeWalk {
     return try result.get()
   }
 
-  /// Makes every file and folder durable; the tree may change meanwhile.
-  static func sync(root: Int32) throws(Errno) {
+  /// Makes every file and folder durable; the tree may change meanwhile. With `dropsCache` a guest that starts next reads what the
+  /// disk holds: after a failed write-back the cache has, clean, what the disk has not.
+  static func sync(root: Int32, dropsCache: Bool = false) throws(Errno) {
     var failure: Errno?
     do {
       try visit(root: root, skipsVanished: true) { (found) throws(EngineError) in
@@ -150,6 +151,7 @@ enum TreeWalk {
           let file = try Backing.reopen(found.descriptor, flags: O_RDONLY)
           defer { close(file) }
           try Backing.sync(file, dataOnly: false)
+          if dropsCache { posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED) }
         } catch { if error.code != ENOENT { failure = error } }
       }
     } catch { failure = failure ?? Errno(EIO) }

@@ -64,6 +64,9 @@ public struct AcknowledgeMachine: Hashable, Sendable {
 
   public init() {}
 
+  /// For the same copy, mounted anew: what the peer lacks it still lacks.
+  public init(after old: AcknowledgeMachine) { needsResync = old.needsResync }
+
   private struct Slot: Hashable, Sendable {
     var request: UInt64 = 0
     var session: SessionID?
