@@ -356,6 +356,9 @@ extension Mirror {
       if start < 0 { return errno == ENXIO ? .zeros(piece.length) : .stale }
       return UInt64(start) < piece.offset + piece.length ? .stale : .zeros(piece.length)
     }
+    // R11: what this disk holds, not what its cache kept after a failed write-back; else the target would get what this node loses
+    // with its power.
+    Backing.dropClean(descriptor, offset: piece.offset, length: piece.length)
     var count = 0
     var isZero = false
     let payload = try Payload(byteCount: Int(piece.length)) { (buffer) throws(Errno) in

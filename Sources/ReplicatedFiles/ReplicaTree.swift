@@ -187,7 +187,7 @@ struct ReplicaTree {
     defer { buffer.deallocate() }
     // R11: after a failed write-back the cache holds, clean, what the disk does not. Compared is what a power cut would leave:
     // only dirty pages stay, and those the flush of R8.2 writes, or fails.
-    posix_fadvise(descriptor, off_t(offset), off_t(length), POSIX_FADV_DONTNEED)
+    Backing.dropClean(descriptor, offset: offset, length: UInt64(length))
     let own: [BlockHash]
     do throws(Errno) {
       let count = try Backing.readAll(descriptor, into: buffer, at: offset)

@@ -197,6 +197,17 @@ enum Backing {
     }
   }
 
+  /// The largest folio of the page cache.
+  private static let folioBytesMax: UInt64 = 2 << 20
+
+  /// Clean pages of these bytes go, so that a read shows what the disk holds. The kernel keeps a folio that reaches beyond the
+  /// range, so the range is widened to whole folios. Advice: nothing depends on its answer.
+  static func dropClean(_ file: Int32, offset: UInt64, length: UInt64) {
+    let start = offset / folioBytesMax * folioBytesMax
+    let end = (offset + length + folioBytesMax - 1) / folioBytesMax * folioBytesMax
+    posix_fadvise(file, off_t(start), off_t(end - start), POSIX_FADV_DONTNEED)
+  }
+
   /// Reads until the buffer is full or the file ends; answers the number of bytes.
   static func readAll(
     _ file: Int32, into bytes: UnsafeMutableRawBufferPointer, at offset: UInt64
