@@ -20,7 +20,10 @@ struct OperationProgress {
           tool.console.write("\r\u{1B}[K")
           hasBar = false
         }
-        for step in status.steps.dropFirst(shownSteps) {
+        // The closing sentence is the last step too.
+        let isClosed = status.finished && status.steps.last == status.sentence && status.error == nil
+        let steps = isClosed ? status.steps.dropLast() : status.steps[...]
+        for step in steps.dropFirst(shownSteps) {
           let elapsed = Wording.seconds(ContinuousClock.now - start)
           tool.console.line("\(String(repeating: " ", count: max(0, 7 - elapsed.count)))\(elapsed)  \(step)")
         }

@@ -18,15 +18,27 @@ struct RemoveCommand: ToolCommand {
   var yes = false
 
   func execute(_ tool: Tool) async throws -> ExitStatus {
-    let module = try await tool.client.module(name)
-    if !common.quiet && !yes {
-      tool.console.line("\(module.name) will no longer be protected; its disks go back to where they were.")
-      tool.console.line(
-        purgeCopy ? "The copy on the other node is DELETED." : "The copy on the other node is kept as plain files.")
+    if try await isModule(tool) {
+      if !common.quiet && !yes {
+        tool.console.line("\(name) will no longer be protected; its disks go back to where they were.")
+        tool.console.line(
+          purgeCopy ? "The copy on the other node is DELETED." : "The copy on the other node is kept as plain files.")
+      }
+      try tool.confirm("Remove \(name) from vmha now?", yes: yes)
     }
-    try tool.confirm("Remove \(name) from vmha now?", yes: yes)
     let operation = try await tool.client.remove(name, purgeCopy: purgeCopy)
     try await OperationProgress(tool: tool, isQuiet: common.quiet).follow(operation)
     return .success
+  }
+
+  /// A remove that was interrupted shows no module any more. It was agreed to when it was begun; vmhad knows whether there is one to
+  /// go on with, and refuses otherwise.
+  private func isModule(_ tool: Tool) async throws -> Bool {
+    do {
+      _ = try await tool.client.module(name)
+      return true
+    } catch let error as ControlError where error.code == .noSuchModule {
+      return false
+    }
   }
 }

@@ -120,7 +120,8 @@ public enum AdoptionStep: Codable, Sendable, Hashable {
     case .discardSource(let move): "delete \(move.from), whose copy is complete"
     case .withdrawFromPeer(let withdrawal):
       "remove the module and the VM's definition on the other node"
-        + (withdrawal.copy == .purge ? ", and its copy of the disks" : "; its copy of the disks stays")
+        + (withdrawal.copy == .purge
+          ? ", and its copy of the disks" : "; its copy of the disks stays there in \(withdrawal.backingDirectory)")
     case .removeModule: "remove the module's files on this node"
     case .removeFolder(let path): "remove the folder \(path)"
     }

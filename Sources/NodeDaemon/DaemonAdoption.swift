@@ -37,6 +37,8 @@ extension Daemon {
     try await onThread {
       guard self.snapshot().cluster != nil else { throw ControlError.noCluster() }
       guard let valid = ModuleName(name) else { throw ControlError.noSuchModule(name) }
+      let isInterrupted = try Adoption.unfinished(paths: self.paths)[valid] != nil
+      guard isInterrupted || self.runner(valid) != nil else { throw ControlError.noSuchModule(name) }
       try self.refuseUnlessStopped(valid)
       let adoption = try self.adoption()
       let request = RemovalRequest(name: name, purgeCopy: purgeCopy, standing: self.runner(valid)?.status.standing)
@@ -44,6 +46,9 @@ extension Daemon {
       guard plan.isPossible else { throw Self.checksFailed(name, plan) }
       let id = try self.operations.begin(.remove, module: name, sentence: "removing \(name)")
       self.record(.adoption, .notice, "remove by the operator", module: name)
+      for warning in plan.findings where warning.severity == .warning {
+        self.operations.progress(id, "note: \(warning)", done: 0, total: 0)
+      }
       try self.inBackground(id, done: "\(name) is a plain VM of libvirt again; start it with: virsh start \(name)") {
         progress in
         try adoption.remove(request, progress: progress)
@@ -121,6 +126,9 @@ extension Daemon {
   private func discardRecord(_ name: ModuleName) throws {
     dropModule(name)
     try ModuleStore(paths: paths, module: name).removeAll()
+    // Its engine has ended with it. A map must not outlive the copies it speaks of.
+    try DurableFile.remove(paths.intentsFile(name))
+    try AdoptionFiles.removeFolderIfEmpty(paths.moduleState(name))
   }
 
   private func serveModule(_ name: String) throws {
@@ -206,7 +214,8 @@ extension Daemon {
     return ControlError(
       .checksFailed,
       "\(name): the checks found \(errors.count) error\(errors.count == 1 ? "" : "s"); nothing was changed",
-      why: errors.first?.what, next: errors.first?.whatToDo, details: errors.map(\.description))
+      why: errors.first?.what, next: errors.first?.whatToDo,
+      details: errors.count > 1 ? errors.map(\.description) : nil)
   }
 
   /// `nothingChanged`: so far it only looked.

@@ -157,6 +157,13 @@ import Testing
     #expect(result.output.contains("The copy on the other node is DELETED."))
     let no = try await vmha(["remove", "vm1"], on: FakeControlService(), answer: "")
     #expect(no.status == .refused && no.calls.isEmpty)
+    // One that was interrupted shows no module any more, and was agreed to before.
+    let interrupted = FakeControlService { state in
+      state.status.modules = []
+      state.operations = [finished]
+    }
+    let again = try await vmha(["remove", "vm1"], on: interrupted)
+    #expect(again.status == .success && again.calls == ["remove vm1", "operation op-2"], "\(again)")
   }
 
   @Test func clusterCommands() async throws {
