@@ -159,7 +159,9 @@ struct AdoptionExecutor {
     switch step {
     case .guardModule(let name): try DurableFile.makeFolder(paths.module(name), mode: 0o755)
     case .makeFolder(let path, let mode): try DurableFile.makeFolder(path, mode: mode_t(mode))
-    case .rename(let move): try AdoptionFiles.rename(from: move.from, to: move.to, isOptional: move.isOptional)
+    case .rename(let move):
+      try AdoptionFiles.rename(from: move.from, to: move.to, isOptional: move.isOptional)
+      try AdoptionFiles.dropIdentity(move.to)
     case .copy(let move): try AdoptionFiles.copy(move, progress: progress)
     case .rebase(let image, let format, let backingFormat, _, let to):
       try rebase(image, format: format, backingFormat: backingFormat, to: to)

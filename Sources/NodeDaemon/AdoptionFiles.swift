@@ -1,3 +1,4 @@
+import CHostShims
 import Glibc
 import HostSystem
 
@@ -164,6 +165,21 @@ enum AdoptionFiles {
       throw HostError(.invalid, "adoption.discard", path: move.from, "its copy \(move.to) is not there; it was kept")
     }
     try DurableFile.remove(move.from)
+  }
+
+  // MARK: Identity
+
+  /// What the engine gives a file that both nodes hold, so that the write-intent map can speak of it (R3).
+  private static let identityAttribute = "trusted.vmha.file"
+
+  /// A file that enters or leaves a module is no longer the one that the maps speak of: outside it may be written unnoticed.
+  /// A file that is not there is no error.
+  static func dropIdentity(_ path: String) throws {
+    do {
+      let file = try HostCalls.perform("adoption.open", path: path) { open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW) }
+      defer { close(file) }
+      try HostCalls.perform("adoption.identity", path: path) { vmha_remove_attribute(file, identityAttribute) }
+    } catch let error as HostError where [ENOENT, ENODATA, EOPNOTSUPP].contains(error.errno) {}
   }
 
   // MARK: Folders
