@@ -18,6 +18,7 @@ extension AllLabs {
     /// Rounds of each scenario: VMHA_LAB_ROUNDS.
     static let rounds = Machine.number("VMHA_LAB_ROUNDS", default: 1)
     static let powerCuts = Machine.number("VMHA_LAB_ROUNDS", default: 5)
+    static let blackouts = Machine.number("VMHA_LAB_ROUNDS", default: 2)
     static let seed = UInt64(Machine.number("VMHA_LAB_SEED", default: Int(UInt32.random(in: 1...UInt32.max))))
 
     /// Longest silence of a guest whose peer, or whose link to it, was lost: detection (3 s) and what follows it, on a
@@ -52,6 +53,16 @@ extension AllLabs {
             try Lab.guests.allSatisfy { try view.module($0).isProtected }
           }
           print("lab: in sync again \(String(format: "%.1f", synced)) s after the boot")
+          for guest in Lab.guests {
+            guard let resync = try await lab.lastResync(guest, on: survivor) else {
+              throw CommandFailure(description: "\(survivor) tells of no resync of \(guest)")
+            }
+            print("lab: \(guest): \(resync)")
+            // R3: only zones that were written since the last common flush. Of vm1's image the guest can touch an eighth.
+            if guest == "vm1" {
+              #expect(resync.compared <= Lab.usedBytes && resync.sent <= resync.compared, "\(resync)")
+            }
+          }
           try await lab.healthy()
         }
         for guest in Lab.guests where Lab.home[guest] == survivor {
@@ -155,8 +166,47 @@ extension AllLabs {
       }
     }
 
+    /// Eight busy loops for each core on both nodes, not niced: nobody may be mistaken for dead, no link may be lost.
+    @Test func starvedOfCPU() async throws {
+      try await lab.scenario("both nodes starved of CPU for 30 s") {
+        try await lab.healthy()
+        let loops = 8 * ProcessInfo.processInfo.activeProcessorCount
+        let hog = "for i in $(seq \(loops)); do timeout 30 sh -c 'while :; do :; done' & done; wait"
+        var marks: [String: Int] = [:]
+        for node in ["node1", "node2"] { marks[node] = try await newestEvent(node) }
+        let reports = try await lab.watching(Lab.guests) {
+          let hogs = try ["node1", "node2"].map { try lab.start(["exec", $0, "sh", "-c", hog]) }
+          for hog in hogs { _ = try await hog.finish(within: 60) }
+        }
+        for (guest, report) in reports {
+          #expect(report.incarnations == 1, "\(guest) was restarted:\n\(report.account)")
+          #expect(report.answers > 30, "\(guest) hardly answered:\n\(report.account)")
+        }
+        for node in ["node1", "node2"] {
+          let log = try await lab.vmha(node, "log", "--json", "-n", "200").out.split(separator: "\n").filter {
+            (Self.identity(of: $0) ?? 0) > marks[node] ?? 0
+          }
+          // A late beat may be told; a link that went down, a peer that was lost or a change of role may not happen.
+          let bad = log.filter { line in
+            ["\"kind\":\"state\"", ": lost (", "ALONE"].contains { line.contains($0) }
+          }
+          #expect(bad.isEmpty, "\(node): \(bad.joined(separator: "\n"))")
+        }
+        try await lab.healthy()
+      }
+    }
+
+    private static func identity(of event: Substring) -> Int? {
+      struct Event: Decodable { var id: Int }
+      return try? JSONDecoder().decode(Event.self, from: Data(event.utf8)).id
+    }
+
+    private func newestEvent(_ node: String) async throws -> Int {
+      try await lab.vmha(node, "log", "--json", "-n", "1").out.split(separator: "\n").last.flatMap(Self.identity) ?? 0
+    }
+
     /// The whole site loses its power. What was acknowledged was also flushed, so all of it is promised.
-    @Test(arguments: 1...rounds)
+    @Test(arguments: 1...blackouts)
     func blackout(round: Int) async throws {
       var dice = Dice(seed: Failover.seed &+ 1000 &+ UInt64(round))
       let first = Bool.random(using: &dice) ? "node1" : "node2"

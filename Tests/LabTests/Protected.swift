@@ -5,6 +5,9 @@ import Testing
 extension Lab {
   static let guests = ["vm1", "vm2"]
   static let home = ["vm1": "node1", "vm2": "node2"]
+  /// vm1's disk, and how much of it the guest can touch at all.
+  static let imageBytes = 512 << 20
+  static let usedBytes = 64 << 20
   static func other(_ node: String) -> String { node == "node1" ? "node2" : "node1" }
 
   /// A lab with a cluster and its two guests running, both in sync.
@@ -14,6 +17,11 @@ extension Lab {
     for (guest, format) in [("vm1", "raw"), ("vm2", "qcow2")] {
       let node = Lab.home[guest] ?? "node1"
       try await must(["guest", guest, "--node", node, "--format", format] + (fullSpeed ? ["--full-speed"] : []))
+      // The file system stays in the first 64 MiB: what lies behind it never changes, and need never be compared.
+      if format == "raw" {
+        try await must(
+          "exec", node, "truncate", "-s", "\(Lab.imageBytes)", "/var/lib/libvirt/images/\(guest).raw")
+      }
       try await vmha(node, "add", guest, "--yes", "--prefer", node)
     }
     try await vmha("node1", "start", "--all")
@@ -43,6 +51,23 @@ extension Lab {
     }
   }
 
+  /// What the newest resync of a module compared and sent, and when it ended, as the source's journal tells.
+  func lastResync(_ guest: String, on node: String) async throws -> ResyncFigures? {
+    struct Event: Decodable {
+      var kind: String
+      var node: String
+      var time: String
+      var details: [String: String]
+    }
+    let log = try await vmha(node, "log", guest, "--json", "-n", "1000").out
+    let events = try log.split(separator: "\n").map { try JSONDecoder().decode(Event.self, from: Data($0.utf8)) }
+    guard let event = events.last(where: { $0.kind == "resync_done" && $0.node == node }),
+      let compared = event.details["bytes_compared"].flatMap({ Int($0) }),
+      let sent = event.details["bytes_sent"].flatMap({ Int($0) })
+    else { return nil }
+    return ResyncFigures(compared: compared, sent: sent, time: event.time)
+  }
+
   /// Stops both guests, proves that both copies are the same and their file systems clean, and starts them again.
   func verifyCopies() async throws {
     try await vmha("node1", "stop", "--all")
@@ -61,4 +86,12 @@ extension Lab {
   func process(_ node: String, _ pattern: String) async throws -> String {
     try await must("exec", node, "pgrep", "-f", pattern).out
   }
+}
+
+struct ResyncFigures: Equatable, CustomStringConvertible {
+  /// Bytes of the zones that could differ, and bytes that did and travelled.
+  var compared: Int
+  var sent: Int
+  var time: String
+  var description: String { "\(compared >> 10) KiB could differ, \(sent >> 10) KiB were sent" }
 }
