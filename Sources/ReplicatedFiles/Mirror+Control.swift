@@ -17,8 +17,9 @@ extension Mirror {
       case .settling(let session), .both(let session): return (session, state.machine.oldestOutstanding)
       case .resyncing(let session):
         guard let copy = state.copy, copy.isTargetKnown else { return nil }
-        guard state.machine.oldestOutstanding != nil || copy.plan.isAwaiting else { return (session, nil) }
-        return (session, copy.acknowledgements &+ (state.machine.oldestOutstanding ?? 0))
+        let change = state.machine.oldestOutstandingChange
+        guard change != nil || copy.plan.isAwaiting else { return (session, nil) }
+        return (session, copy.acknowledgements &+ (change ?? 0))
       case .frozen, .alone: return nil
       }
     }

@@ -82,7 +82,9 @@ extension Mirror {
   func clearIntents(root: Int32) {
     storeIntents()
     let begun = state.withLock { state -> (SessionID, Intents, IntentRound)? in
-      guard case .both(let session) = state.machine.policy, state.session?.id == session, let intents = state.intents
+      // Not once a drain has begun: a swap follows, which counts its frames anew.
+      guard case .both(let session) = state.machine.policy, state.session?.id == session, !state.machine.isDraining,
+        let intents = state.intents
       else { return nil }
       let busy = state.live.compactMap { key -> (FileID, Range<UInt64>)? in
         let request = GuestRequest.borrow(UInt64(key))

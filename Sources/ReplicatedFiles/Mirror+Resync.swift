@@ -76,6 +76,7 @@ extension Mirror {
     do throws(EngineError) {
       try awaitTarget(id, sources, comparesEverything)
       try copyAll(id, &sources, hasher, progress)
+      try flushAhead(id)
     } catch {
       throw EngineError(error.code, "the resync stopped: \(error.message)")
     }
@@ -278,6 +279,18 @@ extension Mirror {
         return
       }
     }
+  }
+
+  /// Before the guest has to wait for the target (R8.1): what the copy has left in its memory is written while the guest still
+  /// goes on, for as long as that takes, so that the flush of R8.2 is short.
+  private func flushAhead(_ id: SessionID) throws(EngineError) {
+    let answer = Guarded<Int32?>(nil)
+    let isStarted = barrier(id, syncHere: {}) { code in
+      answer.withLock { $0 = code }
+      answer.wake()
+    }
+    let code = isStarted ? answer.wait { $0 } : AcknowledgeMachine.barrierLost
+    guard code == 0 else { throw EngineError(.link, "the session was lost") }
   }
 
   private func reader(

@@ -131,6 +131,8 @@ public struct AcknowledgeMachine: Hashable, Sendable {
   /// The oldest number sent in this session that the peer has not acknowledged; nil = none. While it stays the same the peer
   /// does nothing.
   public var oldestOutstanding: UInt64? { outstanding.oldestOpen }
+  /// As `oldestOutstanding`, of changes only: a flush may take as long as a disk needs.
+  public var oldestOutstandingChange: UInt64? { outstanding.oldestOpenMutation }
 
   // MARK: - the peer
 
@@ -346,6 +348,13 @@ private struct OutstandingRing: Hashable, Sendable {
   private var entries: [Entry] = []
   private var oldest: UInt64 = 1
   private var next: UInt64 = 1
+
+  var oldestOpenMutation: UInt64? {
+    (oldest..<next).first { sequence in
+      let entry = entries[place(sequence)]
+      return entry.kind == .mutation && !entry.isAcknowledged
+    }
+  }
 
   /// `dropAcknowledged` keeps `oldest` at an open one.
   var oldestOpen: UInt64? { oldest == next ? nil : oldest }

@@ -142,4 +142,47 @@ struct DeltaFaultTests {
     #expect(try pair.one.failure().contains("resync"))
     #expect(pair.one.engine.report().policy == .frozen)
   }
+
+  /// R10: after a drain this side asks nothing more by itself: an answer that came after the swap would end the session.
+  @Test func noRoundBeginsWhileDraining() throws {
+    let pair = try Pair()
+    defer { pair.end() }
+    try shell("head -c 8000000 /dev/urandom > $1/disk.img", [pair.one.backing])
+    let session = try pair.connect()
+    try pair.inSync(source: pair.one, target: pair.two, session)
+    for _ in 0..<500 where pair.one.engine.report().bytesMarked != 0 { usleep(20_000) }
+    try shell("printf x | dd of=$1/disk.img bs=1 seek=3000000 conv=notrunc status=none", [pair.one.mountPoint])
+    try pair.one.drain()
+    usleep(1_500_000)
+    #expect(pair.one.engine.report().bytesMarked != 0)
+    pair.one.tell(.setPolicy(.both(session)))
+    for _ in 0..<500 where pair.one.engine.report().bytesMarked != 0 { usleep(20_000) }
+    #expect(pair.one.engine.report().bytesMarked == 0)
+  }
+
+  /// The target's last fsync takes longer than a stall may last; no guest waits for it, and the copy is not thrown away.
+  @Test func aSlowFlushAtTheEndOfACopyIsNoStall() throws {
+    let pair = try Pair()
+    defer { pair.end() }
+    try shell(
+      "truncate -s 300M $1/img; mkfs.ext4 -q -b 4096 -F $1/img; mount -o loop $1/img $2; rmdir $2/lost+found",
+      [pair.folder, pair.two.backing])
+    try pair.reconfigure(pair.two)
+    defer { umount2(pair.two.backing, 2) }
+    try shell("head -c 30000000 /dev/urandom > $1/disk.img", [pair.one.backing])
+    let session = try pair.connect()
+    try pair.one.mount()
+    pair.one.tell(.setPolicy(.alone))
+    try pair.two.accept(session)
+    let folder = pair.two.backing
+    pair.one.tell(.startResync(session, comparesEverything: false))
+    // All pieces are applied, the fsync hangs for longer than a stall may last.
+    try pair.one.expect("progress") { event -> Bool? in
+      if case .resyncProgress(_, let progress) = event, progress.bytesDone == progress.bytesTotal { true } else { nil }
+    }
+    try shell("fsfreeze -f $1", [folder])
+    usleep(13_000_000)
+    try shell("fsfreeze -u $1", [folder])
+    #expect(pair.one.engine.report().session == session)
+  }
 }

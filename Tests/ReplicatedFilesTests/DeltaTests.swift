@@ -58,14 +58,14 @@ struct DeltaTests {
   @Test func onlyWhatWasWrittenAloneTravels() throws {
     let pair = try Pair()
     defer { pair.end() }
-    try shell("head -c 67108864 /dev/urandom > $1/disk.img; truncate -s 1G $1/thin", [pair.one.backing])
+    try shell("head -c 67108864 /dev/urandom > $1/disk.img; truncate -s 256M $1/thin", [pair.one.backing])
     _ = try settled(pair)
     try alone(pair)
     let disk = "\(pair.one.mountPoint)/disk.img"
     try write(disk, at: 5 * Self.zone + 100, 3000)
     try write(disk, at: 5 * Self.zone + 3 * Self.block, 10)
     try write(disk, at: 40 * Self.zone - 20, 10)
-    try write("\(pair.one.mountPoint)/thin", at: 700 * Self.zone, 4096)
+    try write("\(pair.one.mountPoint)/thin", at: 200 * Self.zone, 4096)
     let progress = try resync(pair, from: pair.one, to: pair.two, try pair.reconnect())
     #expect(progress.bytesTotal == 3 * Self.zone)
     #expect(progress.bytesDone == progress.bytesTotal)
