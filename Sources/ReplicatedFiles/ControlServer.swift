@@ -15,13 +15,20 @@ public final class ControlServer: Sendable {
     let event: EngineEvent
   }
 
+  /// Held until the process is gone, its last write included.
+  private let lock: Int32
   private let listener: Int32
   private let current = Mutex<LineChannel?>(nil)
   private let engineBox = Mutex<Engine?>(nil)
   private let outgoing: Worker<Outgoing>
 
-  /// Listens at `path` (mode 0600) and starts an engine that waits to be configured.
+  /// How long a new engine waits for the one before it to be gone.
+  static let predecessorTimeout: Duration = .seconds(12)
+
+  /// Listens at `path` (mode 0600) and starts an engine that waits to be configured. Only one process does so at a time, held by a
+  /// lock on `PATH.lock`: a killed engine that still hangs in a write could land it on top of a later resync.
   public init(path: String) throws {
+    lock = try Self.lock("\(path).lock")
     listener = try UnixSocket.listen(path: path)
     outgoing = try Worker(name: "events", eventsMax: Self.eventsWaitingMax) { item in
       do { try item.channel.send(item.event) } catch {
@@ -31,6 +38,21 @@ public final class ControlServer: Sendable {
     }
     let engine = try Engine { [weak self] event in self?.emit(event) }
     engineBox.withLock { $0 = engine }
+  }
+
+  private static func lock(_ path: String) throws -> Int32 {
+    let file = try HostCalls.perform("engine.lock", path: path) { open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0o600) }
+    let deadline = monotonicNow() + predecessorTimeout
+    while flock(file, LOCK_EX | LOCK_NB) != 0 {
+      guard errno == EWOULDBLOCK || errno == EINTR, monotonicNow() < deadline else {
+        close(file)
+        throw HostError(
+          .invalid, "engine.lock", path: path,
+          "another engine of this module is not gone yet: it hangs in its disk, or runs")
+      }
+      usleep(20_000)
+    }
+    return file
   }
 
   public var engine: Engine? { engineBox.withLock { $0 } }

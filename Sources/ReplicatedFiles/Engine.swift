@@ -131,7 +131,8 @@ public final class Engine: Sendable {
     if let awaited = mirror.oldestAwaited {
       let stall = state.withLock { $0.stallWatch.look(awaited.session, oldest: awaited.sequence, now: now) }
       if stall > Self.acknowledgeStallMax {
-        return lose(session.id, "the peer has not answered a change or flush for \(stall.milliseconds) ms: its disk hangs")
+        return lose(
+          session.id, "the peer has not answered a change or flush for \(stall.milliseconds) ms: its disk hangs")
       }
     }
     if session.queuedBytes > PeerSession.queueBytesMax {

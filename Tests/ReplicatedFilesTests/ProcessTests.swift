@@ -101,6 +101,28 @@ struct ProcessTests {
     #expect(try shell("cat $1/file", [configuration.backingDirectory]) == "one\ntwo\n")
   }
 
+  /// A second engine waits until the first is gone: its last write must not land on top of a later one's.
+  @Test func oneEngineAtATime() throws {
+    let pair = try Pair()
+    defer { pair.end() }
+    let configuration = pair.configuration(pair.one)
+    let first = try Process(root: pair.folder)
+    let second = try Process(root: pair.folder)
+    var isFirstOver = false
+    defer {
+      for process in isFirstOver ? [second] : [first, second] {
+        kill(process.id, SIGKILL)
+        _ = process.wait()
+      }
+    }
+    #expect(try ready(second, configuration).processID == first.id, "the second one does not listen yet")
+    kill(first.id, SIGKILL)
+    #expect(first.wait() == -SIGKILL)
+    isFirstOver = true
+    second.channel = try Process.connect(pair.folder)
+    #expect(try ready(second, configuration).processID == second.id)
+  }
+
   /// SIGKILL of the replica freezes the primary; SIGKILL of a primary leaves a dead mount, which the next engine removes.
   @Test func killedEngines() throws {
     let pair = try Pair()
