@@ -15,6 +15,7 @@ public final class SecureStream: @unchecked Sendable {
   private static let recordBytesMax = 16_384
   /// Room for a record's header and tag.
   private static let recordOverheadBytesMax = 512
+  /// For each direction. Larger ones are slower: the peer begins later, and the bytes leave the processor's cache.
   private static let bufferBytes = 96 << 10
   /// Keys are changed after so many records (64 GiB of full ones), well below the limit of AES-GCM (RFC 8446, 5.5).
   static let recordsPerKeyDefault: UInt64 = 1 << 22
