@@ -182,8 +182,8 @@ def gluster(playground, local):
             raise LabError(f"{program} is not installed (glusterfs-server)")
     for node in (1, 2):
         # The node's own layer over the machine's folder: both nodes begin as new ones.
-        playground.shell(node, 'rm -rf /var/lib/glusterd/*; mkdir -p "$1/brick" /run/gluster /run/bench-gluster; glusterd',
-                         FOLDER)
+        playground.shell(
+            node, 'rm -rf /var/lib/glusterd/*; mkdir -p "$1/brick" /run/gluster /run/bench-gluster; glusterd', FOLDER)
     deadline = time.monotonic() + READY_SECONDS_MAX
     while "Connected" not in playground.on(1, "gluster", "--mode=script", "peer", "status", check=False):
         playground.on(1, "gluster", "--mode=script", "peer", "probe", "10.77.1.2", check=False)
