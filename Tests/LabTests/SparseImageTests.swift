@@ -140,7 +140,7 @@ extension AllLabs {
         try await lab.vmha("node1", "start", "big", "--quiet")
         try await lab.must("wait-for", "protected", "big", "--timeout", "120", within: 130)
         let writer = try lab.start(["exec", "node1", "python3", "-c", SparseWriter.write(image, seed: seed)])
-        try await Task.sleep(for: .seconds(25))
+        try await Task.sleep(for: .seconds(20))
         try await lab.must("power-cut", "node1")
         let written = SparseWriter(try await writer.finish(within: 120).out)
         #expect(written.flushed > 100 && written.issued - written.flushed <= SparseWriter.batch)
