@@ -181,7 +181,8 @@ public final class Daemon: ModuleSurroundings, Sendable {
       return runner
     }
     let keeper = try GuestKeeper(
-      paths: paths, configuration: configuration, nodeName: nodeName, hypervisor: hypervisor,
+      paths: paths, configuration: configuration, hypervisor: hypervisor,
+      environment: { [weak self] in self?.scriptEnvironment($0) ?? [:] },
       tell: { [weak self] severity, text in
         self?.record(.decision, severityWord(severity), text, module: configuration.name.text)
       })
@@ -258,13 +259,21 @@ public final class Daemon: ModuleSurroundings, Sendable {
     for event in Milestones.between(old, new) {
       record(event.kind, event.severity, event.sentence, module: module.text, details: event.details)
     }
-    if old?.state != new.state || old?.readiness != new.readiness {
-      hooks.stateChanged(
-        EventHooks.Change(
-          module: module, node: nodeName, from: old?.state.rawValue ?? "", to: new.state.rawValue,
-          readiness: new.readiness.rawValue, sentence: new.sentence))
+    let view = snapshot()
+    if old?.state != new.state || old?.readiness != new.readiness, let cluster = view.cluster {
+      let environment = StateChangeHook.environment(
+        module: module, node: view.node, cluster: cluster, from: old?.state ?? .stop, to: new.state,
+        readiness: new.readiness, sentence: new.sentence, time: "\(WallTime.now())")
+      hooks.stateChanged(EventHooks.Change(module: module, environment: environment))
     }
     publishBeats()
+  }
+
+  private func scriptEnvironment(_ module: ModuleConfiguration) -> [String: String] {
+    let view = snapshot()
+    guard let cluster = view.cluster else { return [:] }
+    return ModuleScript.environment(
+      module, node: view.node, cluster: cluster, reason: runner(module.name)?.status.sentence ?? "")
   }
 
   private func hypervisorSaid(_ event: HypervisorEvent) {

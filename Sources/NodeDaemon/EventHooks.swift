@@ -1,21 +1,18 @@
 import Glibc
 import HostSystem
 import Model
+import ModuleConfig
 
 /// Runs /etc/vmha/hooks/on-state-change when a module's state changes: mail, paging, DNS. One at a time, in order; vmhad
 /// never waits for it and never depends on its result.
 final class EventHooks: Sendable {
-  static let timeout: Duration = .seconds(30)
   /// Changes waiting for a slow hook; later ones are dropped and the journal says so.
   static let waitingMax = 200
 
   struct Change: Sendable {
     var module: ModuleName
-    var node: String
-    var from: String
-    var to: String
-    var readiness: String
-    var sentence: String
+    /// `StateChangeHook.environment`
+    var environment: [String: String]
   }
 
   private let worker: Worker<Change>
@@ -23,7 +20,7 @@ final class EventHooks: Sendable {
   private let tell: @Sendable (String) -> Void
 
   init(paths: HostPaths, tell: @escaping @Sendable (String) -> Void) throws {
-    let path = "\(paths.eventHooks)/on-state-change"
+    let path = "\(paths.eventHooks)/\(StateChangeHook.name)"
     self.path = path
     self.tell = tell
     worker = try Worker<Change>(name: "hooks", eventsMax: Self.waitingMax) { Self.run(path, $0, tell) }
@@ -37,11 +34,7 @@ final class EventHooks: Sendable {
   private static func run(_ path: String, _ change: Change, _ tell: @Sendable (String) -> Void) {
     do {
       let result = try ChildProcess.run(
-        [path, change.module.text, change.node, change.from, change.to, change.readiness, change.sentence],
-        environment: hookEnvironment([
-          "VMHA_MODULE": change.module.text, "VMHA_NODE": change.node, "VMHA_STATE_BEFORE": change.from,
-          "VMHA_STATE": change.to, "VMHA_READINESS": change.readiness, "VMHA_SENTENCE": change.sentence,
-        ]), timeout: timeout)
+        [path], environment: hookEnvironment(change.environment), timeout: StateChangeHook.timeout)
       if result.status != 0 { tell("\(path) ended with \(result.status): \(result.errorText.prefix(500))") }
     } catch { tell("\(error)") }
   }

@@ -18,7 +18,6 @@ final class GuestKeeper: Sendable {
   private static let pressAgainEvery: Duration = .seconds(5)
   /// A guest that is not gone by then is stuck, for instance on a hung mount.
   private static let destroyTimeout: Duration = .seconds(10)
-  private static let scriptTimeout: Duration = .seconds(60)
   /// Files of one VM whose users libvirt may have miscounted.
   private static let staleOwnersMax = 16
   /// At the start of vmhad libvirtd may still be on its way.
@@ -39,19 +38,20 @@ final class GuestKeeper: Sendable {
 
   private let paths: HostPaths
   private let module: ModuleName
-  private let nodeName: String
+  private let environment: @Sendable (ModuleConfiguration) -> [String: String]
   private let hypervisor: any Hypervisor
   private let tell: @Sendable (CoreSeverity, String) -> Void
   private let state: Mutex<State>
   private let worker: Mutex<Worker<Job>?> = Mutex(nil)
 
   init(
-    paths: HostPaths, configuration: ModuleConfiguration, nodeName: String, hypervisor: any Hypervisor,
+    paths: HostPaths, configuration: ModuleConfiguration, hypervisor: any Hypervisor,
+    environment: @escaping @Sendable (ModuleConfiguration) -> [String: String],
     tell: @escaping @Sendable (CoreSeverity, String) -> Void
   ) throws {
     self.paths = paths
     module = configuration.name
-    self.nodeName = nodeName
+    self.environment = environment
     self.hypervisor = hypervisor
     self.tell = tell
     state = Mutex(State(configuration: configuration))
@@ -278,11 +278,12 @@ final class GuestKeeper: Sendable {
   }
 
   private func runScript(_ script: ModuleScript) throws {
-    let path = "\(paths.module(module))/\(script.rawValue)"
-    guard access(path, X_OK) == 0 else { return }
+    guard let path = script.path(inModuleFolder: paths.module(module)) else { return }
     let result = try ChildProcess.run(
-      [path, module.text, nodeName], environment: hookEnvironment(["VMHA_MODULE": module.text, "VMHA_NODE": nodeName]),
-      timeout: Self.scriptTimeout)
+      script.arguments(path: path, module: module),
+      environment: hookEnvironment(environment(state.withLock { $0.configuration })), timeout: ModuleScript.timeout)
+    let said = result.outputText + result.errorText
+    if !said.isEmpty { tell(.info, "\(script.rawValue) says: \(said.prefix(500))") }
     guard result.status == 0 else {
       throw HostError(
         .invalid, "script", path: path,

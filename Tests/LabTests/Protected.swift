@@ -8,6 +8,8 @@ extension Lab {
   /// vm1's disk, and how much of it the guest can touch at all.
   static let imageBytes = 512 << 20
   static let usedBytes = 64 << 20
+  /// Zones that are marked ahead of a sequential stream (`IntentMap.readAheadZones`) may lie behind that.
+  static let markedBytesMax = usedBytes + (32 << 20)
   static func other(_ node: String) -> String { node == "node1" ? "node2" : "node1" }
 
   /// A lab with a cluster and its two guests running, both in sync.
