@@ -295,7 +295,9 @@ extension MirrorModule {
       record.peerOutdated = nil
       record.consentedTo = request.generation
     }
-    if phase != .failed { phase = engineReady || engineStarting ? .waiting : .stopped }
+    // An engine that died twice is started again after a pause: the module is not stopped meanwhile.
+    let hasEngine = engineReady || engineStarting || timers[.engineStart] != nil
+    if phase != .failed { phase = hasEngine ? .waiting : .stopped }
     if phase == .failed {
       // What this node needs stays its sentence.
       note("consented: \(settings.peerName) goes on alone", .notice, rule: "R5")

@@ -91,16 +91,30 @@ final class EngineConnection: Sendable {
 
   private func run(_ configuration: EngineConfiguration) {
     var why = "its connection was closed"
-    do {
-      let channel = try reach()
-      let process = try channel.peerCredentials().process
-      state.withLock {
-        $0.channel = channel
-        $0.processID = process
-      }
-      try channel.send(EngineCommand.configure(configuration))
-      while let event = try channel.receive(EngineEvent.self) { onEvent(event) }
-    } catch { why = "\(error)" }
+    let deadline = monotonicNow() + Self.startTimeout
+    while true {
+      // An engine that was started here and says nothing is broken; one that was found may be the killed one before.
+      var isFinal = true
+      do {
+        let (channel, isStarted) = try reach()
+        isFinal = isStarted
+        let process = try channel.peerCredentials().process
+        state.withLock {
+          $0.channel = channel
+          $0.processID = process
+        }
+        try channel.send(EngineCommand.configure(configuration))
+        while let event = try channel.receive(EngineEvent.self) {
+          isFinal = true
+          onEvent(event)
+        }
+        why = "its connection was closed"
+      } catch { why = "\(error)" }
+      // A killed engine's socket takes connections until the process is really gone.
+      guard !isFinal, monotonicNow() < deadline, !state.withLock({ $0.isLeaving }) else { break }
+      state.withLock { $0.channel?.close() }
+      usleep(UInt32(Self.lookEvery.milliseconds * 1000))
+    }
     let (leaving, next) = state.withLock { state in
       state.channel?.close()
       state.channel = nil
@@ -113,13 +127,14 @@ final class EngineConnection: Sendable {
     if !leaving { onGone(why) }
   }
 
-  private func reach() throws -> LineChannel {
+  /// `isStarted`: none was there.
+  private func reach() throws -> (channel: LineChannel, isStarted: Bool) {
     let socket = paths.engineSocket(module)
-    if let channel = try? LineChannel.connect(path: socket) { return channel }
+    if let channel = try? LineChannel.connect(path: socket) { return (channel, false) }
     try launcher.launch(module)
     let deadline = monotonicNow() + Self.startTimeout
     while true {
-      do { return try LineChannel.connect(path: socket) } catch {
+      do { return (try LineChannel.connect(path: socket), true) } catch {
         if monotonicNow() > deadline { throw error }
         usleep(UInt32(Self.lookEvery.milliseconds * 1000))
       }

@@ -107,6 +107,20 @@ import Testing
     #expect(!adopted.contains { if case .persist = $0 { true } else { false } })
   }
 
+  /// The engine dies, and the next one too; in the pause before the third the peer takes the module: it is started all the same.
+  @Test func aConsentInThePauseBeforeAnEngineStopsNothing() {
+    var report = EngineReport(processID: 1, role: .primary, policy: .both(session))
+    report.isMounted = true
+    report.session = session
+    var (core, _) = core(record, guest: .off, report: report)
+    _ = core.handle(.engineGone(why: "killed"), at: start)
+    _ = core.handle(.engineGone(why: "reset"), at: start + .milliseconds(3))
+    #expect(grants(core.handle(.consentRequested(request(1, record), token: 1), at: start + .milliseconds(200))))
+    #expect(core.status.state != .stop)
+    let later = core.handle(.timer, at: start + .seconds(3))
+    #expect(later.contains(.startEngine))
+  }
+
   /// R3: a target of another pairing (a restored backup, a lost record) is compared as a whole.
   @Test(
     arguments: [(nil, nil, true), (3, nil, true), (nil, 3, true), (3, 4, true), (3, 3, false)]
