@@ -103,14 +103,15 @@ public enum DurableFile {
     }
   }
 
-  static func temporaryPath(_ path: String) -> String {
+  /// Where the new contents of `path` are written before they take its place.
+  public static func temporaryPath(_ path: String) -> String {
     let folder = parent(of: path)
     let name = path.split(separator: "/").last ?? ""
     return "\(folder == "/" ? "" : folder)/.\(name).new"
   }
 
   /// "/" for a name directly below the root, "." for a bare name.
-  static func parent(of path: String) -> String {
+  public static func parent(of path: String) -> String {
     guard let slash = path.lastIndex(of: "/") else { return "." }
     return slash == path.startIndex ? "/" : String(path[..<slash])
   }

@@ -1,6 +1,7 @@
 import CHostShims
 import Glibc
 import HostSystem
+import Replication
 
 /// Moving and copying disk files so that a crash at any point leaves the whole file in the old or in the new place, or in both.
 enum AdoptionFiles {
@@ -169,16 +170,13 @@ enum AdoptionFiles {
 
   // MARK: Identity
 
-  /// What the engine gives a file that both nodes hold, so that the write-intent map can speak of it (R3).
-  private static let identityAttribute = "trusted.vmha.file"
-
   /// A file that enters or leaves a module is no longer the one that the maps speak of: outside it may be written unnoticed.
   /// A file that is not there is no error.
   static func dropIdentity(_ path: String) throws {
     do {
       let file = try HostCalls.perform("adoption.open", path: path) { open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW) }
       defer { close(file) }
-      try HostCalls.perform("adoption.identity", path: path) { vmha_remove_attribute(file, identityAttribute) }
+      try HostCalls.perform("adoption.identity", path: path) { vmha_remove_attribute(file, FileIdentity.attribute) }
     } catch let error as HostError where [ENOENT, ENODATA, EOPNOTSUPP].contains(error.errno) {}
   }
 

@@ -126,8 +126,6 @@ extension Daemon {
   private func discardRecord(_ name: ModuleName) throws {
     dropModule(name)
     try ModuleStore(paths: paths, module: name).removeAll()
-    // Its engine has ended with it. A map must not outlive the copies it speaks of.
-    try DurableFile.remove(paths.intentsFile(name))
     try AdoptionFiles.removeFolderIfEmpty(paths.moduleState(name))
   }
 

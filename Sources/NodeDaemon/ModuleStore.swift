@@ -45,6 +45,7 @@ struct ModuleStore: Sendable {
   func removeAll() throws {
     try pair.remove()
     try DurableFile.remove(wishFile)
+    // A map must not outlive the copies it speaks of.
     try DurableFile.remove(intentsFile)
   }
 

@@ -5,7 +5,7 @@ import Replication
 /// Where a file keeps its identity: an extended attribute, the same on both nodes, which the mount never shows. A file gets
 /// it when a resync first tells the peer about it; until then it is compared as a whole.
 enum FileIdentities {
-  static let attribute = Array("trusted.vmha.file".utf8)
+  static let attribute = Array(FileIdentity.attribute.utf8)
   /// Names below it belong to vmha.
   static let attributePrefix = Array("trusted.vmha.".utf8)
 

@@ -39,10 +39,8 @@ final class IntentFile: @unchecked Sendable {
   private init(path: String, logBytes: Int) {
     self.path = path
     self.logBytes = logBytes
-    let slash = path.lastIndex(of: "/")
-    folder = slash.map { $0 == path.startIndex ? "/" : String(path[..<$0]) } ?? "."
-    let name = slash.map { path[path.index(after: $0)...] } ?? path[...]
-    temporary = "\(folder == "/" ? "" : folder)/.\(name).new"
+    folder = DurableFile.parent(of: path)
+    temporary = DurableFile.temporaryPath(path)
   }
 
   deinit {
@@ -114,25 +112,25 @@ final class IntentFile: @unchecked Sendable {
   /// taken from the map after the batch was. Durable when it returns. Throws `Failure`: then nothing may be relied on
   /// that was not durable before; it may be on the disk all the same.
   func store(_ batch: IntentBatch, snapshot: () -> IntentSnapshot) throws(Failure) {
-    if var next = current {
-      if let piece = next.appender.append(batch) {
-        current = next
-        return try write(piece, to: next.file)
-      }
-    }
-    try checkpoint(snapshot())
+    guard try appendIfPossible(batch) else { return try checkpoint(snapshot()) }
   }
 
   /// As `store`, for a file that does not need a checkpoint and has room; else throws `needsCheckpoint`.
   /// Labels: intents.write, intents.sync.
   func append(_ batch: IntentBatch) throws(Failure) {
-    guard var next = current, let piece = next.appender.append(batch) else {
+    guard try appendIfPossible(batch) else {
       throw Failure(
         code: .needsCheckpoint, errno: 0,
         message: "\(path): a batch of write intents cannot be appended before a checkpoint; make one")
     }
+  }
+
+  /// false = no file of this object, or no room in its log: nothing was done.
+  private func appendIfPossible(_ batch: IntentBatch) throws(Failure) -> Bool {
+    guard var next = current, let piece = next.appender.append(batch) else { return false }
     current = next
     try write(piece, to: next.file)
+    return true
   }
 
   private func write(_ piece: IntentAppender.Piece, to file: Int32) throws(Failure) {

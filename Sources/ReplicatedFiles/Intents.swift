@@ -74,13 +74,18 @@ final class Intents: Sendable {
   func store(_ stored: (Errno?) -> Void) -> Stored {
     file.withLockIfAvailable { file in
       isWanting.store(false, ordering: .relaxed)
-      while let batch = state.withLock({ $0.map.takeBatch() }) {
-        let failure = write(batch, file)
-        stored(failure)
-        if failure != nil { return .failed }
-      }
-      return .all
+      return writeAll(file, stored) == nil ? .all : .failed
     } ?? .elsewhere
+  }
+
+  /// Ends with the first batch that could not be stored, and answers why.
+  private func writeAll(_ file: IntentFile, _ stored: (Errno?) -> Void = { _ in }) -> Errno? {
+    while let batch = state.withLock({ $0.map.takeBatch() }) {
+      let failure = write(batch, file)
+      stored(failure)
+      if let failure { return failure }
+    }
+    return nil
   }
 
   private func write(_ batch: IntentBatch, _ file: IntentFile) -> Errno? {
@@ -97,13 +102,7 @@ final class Intents: Sendable {
 
   /// `store`, waiting for its turn.
   private func storeNow() throws(Errno) {
-    let failure = file.withLock { file -> Errno? in
-      while let batch = state.withLock({ $0.map.takeBatch() }) {
-        if let failure = write(batch, file) { return failure }
-      }
-      return nil
-    }
-    if let failure { throw failure }
+    if let failure = file.withLock({ writeAll($0) }) { throw failure }
   }
 
   /// Before a guest writes: so that its first write does not wait for a new file.
@@ -134,12 +133,12 @@ final class Intents: Sendable {
 
   /// What may differ from the peer's copy, as far as this node knows.
   func content(of identity: FileIdentity) -> FileContent {
-    state.withLock { state in
-      switch state.map.zones(of: identity) {
-      case .everything: .whole
-      case .ranges(let zones): .zones(zones)
-      }
-    }
+    state.withLock { $0.map.zones(of: identity) }
+  }
+
+  /// The same of a file that `identify` has seen; one without an identity is looked at as a whole.
+  func content(of id: FileID) -> FileContent {
+    state.withLock { state in (state.slots[id] ?? nil).map { state.map.zones($0) } ?? .whole }
   }
 
   // MARK: the target

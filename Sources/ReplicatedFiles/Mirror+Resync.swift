@@ -170,9 +170,8 @@ extension Mirror {
     guard let target = known ?? nil else { throw EngineError(.link, "the session was lost") }
     let intents = state.withLock { $0.intents }
     let files = sources.sorted { $0.key < $1.key }.map { id, source in
-      let identity = comparesEverything ? nil : try? FileIdentities.read(source.object.number)
       // What either side does not know is looked at as a whole.
-      let own = (identity ?? nil).flatMap { identity in intents?.content(of: identity) } ?? .whole
+      let own = comparesEverything ? .whole : intents?.content(of: id) ?? .whole
       return ResyncFile(
         file: id, size: source.size, allocated: source.allocated, content: own.union(target[id] ?? .whole))
     }

@@ -15,12 +15,13 @@ enum TreeRepair {
         found.append(TreeEntry(object, attributes: try TreeWalk.extendedAttributes(object)))
       }
     } catch { throw .disk(operation: "reading the tree", path: error.message, Errno(EIO)) }
-    let actions = ManifestDiff.actions(manifest: manifest, target: found)
+    let diff = ManifestDiff(manifest: manifest, target: found)
+    let actions = diff.actions()
     var contents: [FileID: FileContent] = [:]
     if manifest.identityOnly {
       try check(actions)
     } else {
-      contents = try mark(manifest, ManifestDiff.survivors(manifest: manifest, target: found), intents)
+      contents = try mark(manifest, diff.survivors(), intents)
     }
     for action in actions {
       do throws(Errno) { try perform(action, root) } catch {

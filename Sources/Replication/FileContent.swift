@@ -12,20 +12,8 @@ public enum FileContent: Hashable, Sendable {
     switch (self, other) {
     case (.fresh, _), (_, .fresh): .fresh
     case (.whole, _), (_, .whole): .whole
-    case (.zones(let a), .zones(let b)): .zones(Self.merged(a + b))
+    case (.zones(let a), .zones(let b)): .zones(ZoneSet(a).union(ZoneSet(b)).ranges)
     }
-  }
-
-  private static func merged(_ ranges: [Range<UInt32>]) -> [Range<UInt32>] {
-    var result: [Range<UInt32>] = []
-    for range in ranges.sorted(by: { $0.lowerBound < $1.lowerBound }) where !range.isEmpty {
-      if let last = result.last, range.lowerBound <= last.upperBound {
-        result[result.count - 1] = last.lowerBound..<max(last.upperBound, range.upperBound)
-      } else {
-        result.append(range)
-      }
-    }
-    return result
   }
 
   /// Bytes to look at in a file of `size` bytes, ascending and apart.

@@ -4,6 +4,8 @@ import Model
 /// all zero, never used twice. Paths and inode numbers change; this does not.
 public struct FileIdentity: Hashable, Sendable, Comparable, CustomStringConvertible {
   public static let bytesCount = 16
+  /// The extended attribute in which a file keeps it, on both nodes.
+  public static let attribute = "trusted.vmha.file"
 
   let high: UInt64
   let low: UInt64

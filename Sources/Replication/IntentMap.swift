@@ -212,23 +212,26 @@ public struct IntentMap: Sendable {
         zonesSet += 1
         start = start ?? zone
       } else if let first = start {
-        addSet(slot, first..<zone)
+        addZones(slot, first..<zone, isSet: true)
         start = nil
       }
     }
-    if let start { addSet(slot, start..<end) }
+    if let start { addZones(slot, start..<end, isSet: true) }
     return hasRoom
   }
 
-  private mutating func addSet(_ slot: Slot, _ zones: Range<Int>) {
+  /// Adds a set, or else a clear, of these zones; one that goes on where the last one ended becomes part of it.
+  mutating func addZones(_ slot: Slot, _ zones: Range<Int>, isSet: Bool) {
+    func change(_ zones: Range<UInt32>) -> IntentChange {
+      isSet ? .set(files[slot].identity, zones) : .clear(files[slot].identity, zones)
+    }
     let range = UInt32(zones.lowerBound)..<UInt32(zones.upperBound)
-    let file = files[slot]
-    if let last = pending.last, last.slot == slot, last.epoch == epoch,
-      case .set(_, let before) = last.change, before.upperBound == range.lowerBound
+    if let last = pending.last, last.slot == slot, last.epoch == epoch, let before = last.change.zones(isSet: isSet),
+      before.upperBound == range.lowerBound
     {
-      pending[pending.count - 1].change = .set(file.identity, before.lowerBound..<range.upperBound)
+      pending[pending.count - 1].change = change(before.lowerBound..<range.upperBound)
     } else {
-      add(.set(file.identity, range), slot)
+      add(change(range), slot)
     }
   }
 
@@ -402,10 +405,14 @@ extension IntentMap {
   public var isEverything: Bool { everything != Mark.none }
 
   /// What may differ in this file, with what is not durable yet; not what is about to be cleared.
-  public func zones(of file: FileIdentity) -> FileIntents {
-    guard !isEverything else { return .everything }
-    guard let slot = slots[file] else { return .ranges([]) }
-    return files[slot].whole == Mark.none ? .ranges(zoneSet(slot).ranges) : .everything
+  public func zones(of file: FileIdentity) -> FileContent {
+    guard !isEverything else { return .whole }
+    return slots[file].map { zones($0) } ?? .zones([])
+  }
+
+  /// As `zones(of:)`.
+  public func zones(_ slot: Slot) -> FileContent {
+    isEverything || files[slot].whole != Mark.none ? .whole : .zones(zoneSet(slot).ranges)
   }
 
   /// All that is set and all that is about to be, for a checkpoint. After that checkpoint, changes that were pending
@@ -450,5 +457,16 @@ extension IntentMap {
       }
     }
     if let first { body(first..<IntentMap.pageZones) }
+  }
+}
+
+extension IntentChange {
+  /// The zones of a set, or else of a clear; nil for every other change.
+  fileprivate func zones(isSet: Bool) -> Range<UInt32>? {
+    switch self {
+    case .set(_, let zones): isSet ? zones : nil
+    case .clear(_, let zones): isSet ? nil : zones
+    case .whole, .everything, .reset: nil
+    }
   }
 }

@@ -82,25 +82,14 @@ extension IntentMap {
       for run in runs.prefix(rangesLeft) {
         for offset in run { cells[start + offset] = Mark.none }
         zonesSet -= run.count
-        addClear(slot, number * IntentMap.pageZones + run.lowerBound..<number * IntentMap.pageZones + run.upperBound)
+        let base = number * IntentMap.pageZones
+        addZones(slot, base + run.lowerBound..<base + run.upperBound, isSet: false)
       }
       rangesLeft -= min(rangesLeft, runs.count)
       if !cells[start..<start + IntentMap.pageZones].contains(where: { $0 != Mark.none }) {
         release(page)
         files[slot].pages[number] = IntentMap.noPage
       }
-    }
-  }
-
-  private mutating func addClear(_ slot: Slot, _ zones: Range<Int>) {
-    let range = UInt32(zones.lowerBound)..<UInt32(zones.upperBound)
-    let file = files[slot]
-    if let last = pending.last, last.slot == slot, last.epoch == epoch,
-      case .clear(_, let before) = last.change, before.upperBound == range.lowerBound
-    {
-      pending[pending.count - 1].change = .clear(file.identity, before.lowerBound..<range.upperBound)
-    } else {
-      add(.clear(file.identity, range), slot)
     }
   }
 }

@@ -1,17 +1,3 @@
-/// What may differ between the nodes in one file.
-public enum FileIntents: Hashable, Sendable {
-  /// Any byte of it, and its size.
-  case everything
-  /// Only these zones (of `ResyncPlan.zoneBytes` each): sorted, disjoint, merged. None = the copies are the same.
-  case ranges([Range<UInt32>])
-
-  /// R3, R7: what must be compared when each node's map says its part.
-  public func union(_ other: FileIntents) -> FileIntents {
-    guard case .ranges(let mine) = self, case .ranges(let theirs) = other else { return .everything }
-    return .ranges(ZoneSet(mine).union(ZoneSet(theirs)).ranges)
-  }
-}
-
 /// One change of the durable map. Each is idempotent; their order matters.
 public enum IntentChange: Hashable, Sendable {
   case set(FileIdentity, Range<UInt32>)
@@ -58,10 +44,10 @@ public struct IntentSnapshot: Hashable, Sendable {
   /// What a missing or damaged map says: compare all.
   public static let everything = IntentSnapshot(isEverything: true)
 
-  public func zones(of file: FileIdentity) -> FileIntents {
-    guard !isEverything else { return .everything }
-    guard let found = files[file] else { return .ranges([]) }
-    return found.isWhole ? .everything : .ranges(found.zones.ranges)
+  public func zones(of file: FileIdentity) -> FileContent {
+    guard !isEverything else { return .whole }
+    guard let found = files[file] else { return .zones([]) }
+    return found.isWhole ? .whole : .zones(found.zones.ranges)
   }
 
   public mutating func apply(_ change: IntentChange) {

@@ -63,13 +63,24 @@ public enum TreeAction: Hashable, Sendable {
 }
 
 /// How to make a target's tree the same as a manifest, file contents apart.
-public enum ManifestDiff {
-  /// Steps in order: removals, deepest first; then what is missing, parents first, a file before its further names;
-  /// then attributes; then times, children before their directory. `target` is in any order and includes the root.
-  public static func actions(manifest: Manifest, target: [TreeEntry]) -> [TreeAction] {
-    let existing = byPath(target)
-    let kept = keptPaths(manifest, existing)
+public struct ManifestDiff {
+  private let manifest: Manifest
+  private let target: [TreeEntry]
+  private let existing: [TreePath: TreeEntry]
+  /// Target paths that already hold the right object.
+  private let kept: Set<TreePath>
 
+  /// `target` is in any order and includes the root.
+  public init(manifest: Manifest, target: [TreeEntry]) {
+    self.manifest = manifest
+    self.target = target
+    existing = Dictionary(target.map { ($0.path, $0) }, uniquingKeysWith: { _, last in last })
+    kept = Self.keptPaths(manifest, existing)
+  }
+
+  /// Steps in order: removals, deepest first; then what is missing, parents first, a file before its further names;
+  /// then attributes; then times, children before their directory.
+  public func actions() -> [TreeAction] {
     var touched: Set<TreePath> = []
     var actions: [TreeAction] = []
     let surplus = target.filter { !kept.contains($0.path) && !$0.path.names.isEmpty }
@@ -89,14 +100,12 @@ public enum ManifestDiff {
       }
       if let parent = path.parent { touched.insert(parent) }
     }
-    appendAttributes(manifest, existing, kept: kept, touched: touched, to: &actions)
+    Self.appendAttributes(manifest, existing, kept: kept, touched: touched, to: &actions)
     return actions
   }
 
   /// The target's objects that stay, as regular files of the manifest.
-  public static func survivors(manifest: Manifest, target: [TreeEntry]) -> [FileID: TreeEntry] {
-    let existing = byPath(target)
-    let kept = keptPaths(manifest, existing)
+  public func survivors() -> [FileID: TreeEntry] {
     var survivors: [FileID: TreeEntry] = [:]
     for (entry, path) in zip(manifest.entries, manifest.paths)
     where entry.type == .regular && survivors[entry.id] == nil && kept.contains(path) {
@@ -105,13 +114,7 @@ public enum ManifestDiff {
     return survivors
   }
 
-  private static func byPath(_ target: [TreeEntry]) -> [TreePath: TreeEntry] {
-    var existing: [TreePath: TreeEntry] = [:]
-    for entry in target { existing[entry.path] = entry }
-    return existing
-  }
-
-  /// Target paths that already hold the right object. A target's inode is kept for one manifest id only: names the
+  /// A target's inode is kept for one manifest id only: names the
   /// manifest has as different files are taken apart, and names of one file that the target has as different ones are
   /// put together.
   private static func keptPaths(_ manifest: Manifest, _ existing: [TreePath: TreeEntry]) -> Set<TreePath> {

@@ -147,6 +147,8 @@ public struct ResyncPlan: Sendable {
     return walkOn()
   }
 
+  private func walk(of file: FileID) -> Int? { walks.firstIndex { $0.file.file == file } }
+
   private func isAgain(_ file: FileID) -> Bool { again.contains { $0.file == file } }
 
   private mutating func openNextFile() -> Bool {
@@ -202,7 +204,7 @@ public struct ResyncPlan: Sendable {
   /// What differs; and a hole in which data appeared is copied as data, zone by zone: reading a hole gives zeros, so that
   /// is always right.
   private mutating func restart(_ piece: ResyncPiece) -> Step {
-    guard let index = walks.firstIndex(where: { $0.file.file == piece.file }) else { return next() }
+    guard let index = walk(of: piece.file) else { return next() }
     let zoneEnd = (piece.offset / ResyncPlan.zoneBytes + 1) * ResyncPlan.zoneBytes
     let length = min(zoneEnd - piece.offset, piece.length)
     if dataOutstanding > 0, dataOutstanding + length > UInt64(max(windowBytes, 0)) {
@@ -247,7 +249,7 @@ public struct ResyncPlan: Sendable {
 
   /// As `send`, for the hashes of a piece to compare.
   public mutating func sendHashes(_ piece: ResyncPiece) -> UInt64 {
-    if let index = walks.firstIndex(where: { $0.file.file == piece.file }) { walks[index].comparing += 1 }
+    if let index = walk(of: piece.file) { walks[index].comparing += 1 }
     return queue(piece, 0)
   }
 
@@ -263,7 +265,7 @@ public struct ResyncPlan: Sendable {
   /// The piece is not as it was: a hole got data. It comes again as data.
   public mutating func stale(_ piece: ResyncPiece) {
     settle(piece)
-    if !piece.isHole, let index = walks.firstIndex(where: { $0.file.file == piece.file }) {
+    if !piece.isHole, let index = walk(of: piece.file) {
       walks[index].dataDone -= piece.length
     }
     markSent(piece)
@@ -278,7 +280,7 @@ public struct ResyncPlan: Sendable {
   }
 
   private mutating func markSent(_ piece: ResyncPiece) {
-    if let index = walks.firstIndex(where: { $0.file.file == piece.file }) { walks[index].unsent -= 1 }
+    if let index = walk(of: piece.file) { walks[index].unsent -= 1 }
   }
 
   private mutating func settle(_ piece: ResyncPiece) {
@@ -290,7 +292,7 @@ public struct ResyncPlan: Sendable {
   /// that. Pieces already handed out are given back with `skip`.
   public mutating func remove(_ file: FileID) {
     guard removed.insert(file).inserted else { return }
-    if let index = walks.firstIndex(where: { $0.file.file == file }) {
+    if let index = walk(of: file) {
       let walk = walks[index]
       bytesTotal -= walk.bytesAhead
       walks[index].isRemoved = true
@@ -335,7 +337,7 @@ public struct ResyncPlan: Sendable {
     }
     sent[sequence] = nil
     settle(piece)
-    guard let index = walks.firstIndex(where: { $0.file.file == piece.file }) else { return }
+    guard let index = walk(of: piece.file) else { return }
     walks[index].comparing -= 1
     var block: UInt64 = 0
     var differs: UInt64 = 0

@@ -6,12 +6,7 @@ extension Labs {
 }
 
 extension Trait where Self == InLab {
-  static var lifeLab: InLab {
-    InLab(lab: Labs.life) {
-      try await $0.up()
-      try await $0.must("cluster", within: 120)
-    }
-  }
+  static var lifeLab: InLab { InLab(clusterOf: Labs.life) }
 }
 
 extension AllLabs {

@@ -30,6 +30,16 @@ struct InLab: SuiteTrait, TestScoping {
   }
 }
 
+extension InLab {
+  /// Two nodes that are a cluster, with nothing to protect yet.
+  init(clusterOf lab: Lab) {
+    self.init(lab: lab) {
+      try await $0.up()
+      try await $0.must("cluster", within: 120)
+    }
+  }
+}
+
 extension Lab {
   /// A test's body: an error comes with what both nodes say at that moment.
   func scenario(_ title: String, _ body: () async throws -> Void) async throws {

@@ -112,12 +112,7 @@ extension Labs {
 }
 
 extension Trait where Self == InLab {
-  static var sparseLab: InLab {
-    InLab(lab: Labs.sparse) {
-      try await $0.up()
-      try await $0.must("cluster", within: 120)
-    }
-  }
+  static var sparseLab: InLab { InLab(clusterOf: Labs.sparse) }
 }
 
 extension AllLabs {

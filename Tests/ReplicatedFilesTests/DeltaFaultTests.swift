@@ -9,19 +9,6 @@ import Testing
 /// Errors and hangs that could hide a difference, or stop a guest for nothing. Two engines, real mounts, disks of their own.
 @Suite(.serialized, .timeLimit(.minutes(3)))
 struct DeltaFaultTests {
-  private func settled(_ pair: Pair) throws -> SessionID {
-    let session = try pair.connect()
-    try pair.inSync(source: pair.one, target: pair.two, session)
-    pair.two.tell(.clearIntents(session))
-    try proven(pair.one)
-    return session
-  }
-
-  private func proven(_ side: Side) throws {
-    for _ in 0..<500 where side.engine.report().bytesMarked != 0 { usleep(20_000) }
-    #expect(side.engine.report().bytesMarked == 0)
-  }
-
   private func disk(_ pair: Pair, _ side: Side, _ megabytes: Int) throws {
     try shell(
       "truncate -s \(megabytes)M $1/img; mkfs.ext4 -q -b 4096 -F $1/img; mount -o loop $1/img $2; rmdir $2/lost+found",
@@ -33,7 +20,7 @@ struct DeltaFaultTests {
 
   /// An identity that cannot be read this time can be the next time: the write must not go without an intent.
   @Test func anUnreadableIdentityIsNotNoIdentity() throws {
-    let folder = "/tmp/vmha-review-\(getpid())"
+    let folder = "/tmp/vmha-identity-\(getpid())"
     mkdir(folder, 0o755)
     defer { _ = try? shell("rm -rf $1", [folder]) }
     let intents = try Intents(path: "\(folder)/intents")
@@ -89,7 +76,7 @@ struct DeltaFaultTests {
     try disk(pair, pair.one, 40)
     defer { removeDisk(pair.one) }
     try shell("head -c 3000000 /dev/urandom > $1/disk.img", [pair.one.backing])
-    let session = try settled(pair)
+    let session = try pair.settled()
     #expect(throws: TestFailure.self) {
       try shell("fallocate -l 200M $1/disk.img", [pair.one.mountPoint])
     }
@@ -106,7 +93,7 @@ struct DeltaFaultTests {
     try disk(pair, pair.two, 100)
     defer { removeDisk(pair.two) }
     try shell("head -c 20000000 /dev/urandom > $1/disk.img", [pair.one.backing])
-    _ = try settled(pair)
+    _ = try pair.settled()
     // The last 64 KiB of zone 5 were lost by the disk; the cache has them.
     try shell(
       """
@@ -133,7 +120,7 @@ struct DeltaFaultTests {
     let pair = try Pair()
     defer { pair.end() }
     try shell("head -c 3000000 /dev/urandom > $1/disk.img", [pair.one.backing])
-    let session = try settled(pair)
+    let session = try pair.settled()
     pair.one.tell(.setPolicy(.alone))
     try shell("printf hello | dd of=$1/disk.img conv=notrunc status=none", [pair.one.mountPoint])
     try pair.one.unmount()
@@ -148,27 +135,21 @@ struct DeltaFaultTests {
     let pair = try Pair()
     defer { pair.end() }
     try shell("head -c 8000000 /dev/urandom > $1/disk.img", [pair.one.backing])
-    let session = try pair.connect()
-    try pair.inSync(source: pair.one, target: pair.two, session)
-    for _ in 0..<500 where pair.one.engine.report().bytesMarked != 0 { usleep(20_000) }
+    let session = try pair.settled()
     try shell("printf x | dd of=$1/disk.img bs=1 seek=3000000 conv=notrunc status=none", [pair.one.mountPoint])
     try pair.one.drain()
     usleep(1_500_000)
     #expect(pair.one.engine.report().bytesMarked != 0)
     pair.one.tell(.setPolicy(.both(session)))
-    for _ in 0..<500 where pair.one.engine.report().bytesMarked != 0 { usleep(20_000) }
-    #expect(pair.one.engine.report().bytesMarked == 0)
+    try pair.one.proven()
   }
 
   /// The target's last fsync takes longer than a stall may last; no guest waits for it, and the copy is not thrown away.
   @Test func aSlowFlushAtTheEndOfACopyIsNoStall() throws {
     let pair = try Pair()
     defer { pair.end() }
-    try shell(
-      "truncate -s 300M $1/img; mkfs.ext4 -q -b 4096 -F $1/img; mount -o loop $1/img $2; rmdir $2/lost+found",
-      [pair.folder, pair.two.backing])
-    try pair.reconfigure(pair.two)
-    defer { umount2(pair.two.backing, 2) }
+    try disk(pair, pair.two, 300)
+    defer { removeDisk(pair.two) }
     try shell("head -c 30000000 /dev/urandom > $1/disk.img", [pair.one.backing])
     let session = try pair.connect()
     try pair.one.mount()

@@ -10,20 +10,6 @@ struct DeltaTests {
   private static let zone: UInt64 = 1 << 20
   private static let block: UInt64 = 64 << 10
 
-  /// In sync, with nothing left in the map of the primary.
-  private func settled(_ pair: Pair) throws -> SessionID {
-    let session = try pair.connect()
-    try pair.inSync(source: pair.one, target: pair.two, session)
-    pair.two.tell(.clearIntents(session))
-    try proven(pair.one)
-    return session
-  }
-
-  private func proven(_ side: Side) throws {
-    for _ in 0..<500 where side.engine.report().bytesMarked != 0 { usleep(20_000) }
-    #expect(side.engine.report().bytesMarked == 0)
-  }
-
   /// `two` is away from here on, `one` goes on alone.
   private func alone(_ pair: Pair) throws {
     pair.two.tell(.endSession)
@@ -59,7 +45,7 @@ struct DeltaTests {
     let pair = try Pair()
     defer { pair.end() }
     try shell("head -c 67108864 /dev/urandom > $1/disk.img; truncate -s 256M $1/thin", [pair.one.backing])
-    _ = try settled(pair)
+    _ = try pair.settled()
     try alone(pair)
     let disk = "\(pair.one.mountPoint)/disk.img"
     try write(disk, at: 5 * Self.zone + 100, 3000)
@@ -72,7 +58,7 @@ struct DeltaTests {
     #expect((1...4 * Self.block).contains(progress.bytesSent))
     #expect(try pair.differences() == "")
     // And nothing at all the next time, once it is proven.
-    try proven(pair.one)
+    try pair.one.proven()
     try alone(pair)
     let again = try resync(pair, from: pair.one, to: pair.two, try pair.reconnect())
     #expect(again.bytesTotal == 0 && again.bytesSent == 0)
@@ -83,7 +69,7 @@ struct DeltaTests {
     let pair = try Pair()
     defer { pair.end() }
     try shell("head -c 33554432 /dev/urandom > $1/disk.img", [pair.one.backing])
-    _ = try settled(pair)
+    _ = try pair.settled()
     try alone(pair)
     try pair.two.mount()
     pair.two.tell(.setPolicy(.alone))
@@ -102,7 +88,7 @@ struct DeltaTests {
     let pair = try Pair()
     defer { pair.end() }
     try shell("for n in a b c; do head -c 3000000 /dev/urandom > $1/$n; done", [pair.one.backing])
-    _ = try settled(pair)
+    _ = try pair.settled()
     try alone(pair)
     try shell(
       """
@@ -119,7 +105,7 @@ struct DeltaTests {
     let pair = try Pair()
     defer { pair.end() }
     try shell("head -c 20000000 /dev/urandom > $1/disk.img", [pair.one.backing])
-    _ = try settled(pair)
+    _ = try pair.settled()
     try alone(pair)
     // What the map would have told about.
     try write("\(pair.two.backing)/disk.img", at: 12 * Self.zone, 100)
@@ -159,7 +145,7 @@ struct DeltaTests {
     let pair = try Pair()
     defer { pair.end() }
     try shell("head -c 8388608 /dev/zero | tr '\\0' x > $1/disk.img", [pair.one.backing])
-    _ = try settled(pair)
+    _ = try pair.settled()
     let map = "\(pair.one.folder)/intents"
     let (backings, early) = (["\(pair.one.backing)/disk.img", "\(pair.two.backing)/disk.img"], Flag())
     let seen = Flag()

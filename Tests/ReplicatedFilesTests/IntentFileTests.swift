@@ -80,7 +80,7 @@ private struct Keeper {
   }
 
   func isKept(by snapshot: IntentSnapshot) -> Bool {
-    guard case .ranges(let ranges) = snapshot.zones(of: name) else { return true }
+    guard case .zones(let ranges) = snapshot.zones(of: name) else { return true }
     let set = ZoneSet(ranges)
     return promised.allSatisfy(set.contains)
   }
@@ -108,8 +108,8 @@ private struct Keeper {
     try first.file.append(one(.whole(identity(2), true)))
     let second = try IntentFile.open(path: path)
     #expect(second.note == nil && second.file.needsCheckpoint)
-    #expect(second.snapshot.zones(of: identity(1)) == .ranges([4..<6]))
-    #expect(second.snapshot.zones(of: identity(2)) == .everything && !second.snapshot.isEverything)
+    #expect(second.snapshot.zones(of: identity(1)) == .zones([4..<6]))
+    #expect(second.snapshot.zones(of: identity(2)) == .whole && !second.snapshot.isEverything)
     try second.file.checkpoint(second.snapshot)
     #expect(try IntentFile.open(path: path).snapshot == second.snapshot)
     var status = stat()

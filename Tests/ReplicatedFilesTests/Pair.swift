@@ -96,6 +96,13 @@ final class Side: @unchecked Sendable {
     try expect("ready") { if case .ready(let report) = $0, report.role == .replica { true } else { nil } }
   }
 
+  /// Waits until nothing is left in this side's map.
+  func proven() throws {
+    for _ in 0..<500 where engine.report().bytesMarked != 0 { usleep(20_000) }
+    let marked = engine.report().bytesMarked
+    guard marked == 0 else { throw TestFailure("\(node): \(marked.map(String.init) ?? "everything") is still marked") }
+  }
+
   func resync(_ session: SessionID) throws {
     tell(.startResync(session, comparesEverything: false))
     try expect("resyncCopied", within: .seconds(120)) { if case .resyncCopied = $0 { true } else { nil } }
@@ -167,6 +174,15 @@ final class Pair: @unchecked Sendable {
     try source.mount()
     source.tell(.setPolicy(.alone))
     try resync(source: source, target: target, session)
+  }
+
+  /// In sync, `one` the primary, with nothing left in its map.
+  func settled() throws -> SessionID {
+    let session = try connect()
+    try inSync(source: one, target: two, session)
+    two.tell(.clearIntents(session))
+    try one.proven()
+    return session
   }
 
   /// With `alone` the source gives the target up again instead of needing it.

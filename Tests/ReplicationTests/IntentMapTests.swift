@@ -60,8 +60,8 @@ private struct Rig {
     map.stored(1)
     #expect(map.touch(slot, bytes: bytes(3)) && map.touch(slot, bytes: bytes(3)))
     #expect(!map.touch(slot, bytes: bytes(3, 2)) && !map.touch(slot, bytes: bytes(2)))
-    #expect(map.zones(of: file) == .ranges([3..<4]) && map.zonesSet == 1)
-    #expect(map.zones(of: identity(2)) == .ranges([]))
+    #expect(map.zones(of: file) == .zones([3..<4]) && map.zonesSet == 1)
+    #expect(map.zones(of: identity(2)) == .zones([]))
     #expect(map.touch(slot, bytes: 9..<9) == true, "an empty range is always set")
   }
 
@@ -70,9 +70,9 @@ private struct Rig {
     let slot = rig.map.slot(for: file)
     #expect(rig.write(slot, bytes(3)) == true)
     rig.round()
-    #expect(rig.disk.zones(of: file) == .ranges([3..<4]), "touched in the round before")
+    #expect(rig.disk.zones(of: file) == .zones([3..<4]), "touched in the round before")
     rig.round()
-    #expect(rig.disk.zones(of: file) == .ranges([]) && rig.map.zonesSet == 0)
+    #expect(rig.disk.zones(of: file) == .zones([]) && rig.map.zonesSet == 0)
     #expect(rig.disk.files.isEmpty)
     #expect(rig.write(slot, bytes(3)) == true, "set again: it has to wait for its own store")
   }
@@ -88,10 +88,10 @@ private struct Rig {
     if !isBusy { #expect(rig.write(slot, bytes(3)) == false) }
     rig.map.endRound(round)
     rig.store()
-    #expect(rig.disk.zones(of: file) == .ranges([3..<4]))
+    #expect(rig.disk.zones(of: file) == .zones([3..<4]))
     // Being busy at the beginning counts as a touch: one more full round.
     rig.round()
-    #expect(rig.disk.zones(of: file) == .ranges([3..<4]))
+    #expect(rig.disk.zones(of: file) == .zones([3..<4]))
     rig.round()
     #expect(rig.disk.files.isEmpty)
   }
@@ -125,9 +125,9 @@ private struct Rig {
     _ = rig.write(slot, toTheEnd)
     let next = rig.map.beginRound(busy: [])
     rig.map.endRound(dropped)
-    #expect(rig.map.zones(of: file) == .everything)
+    #expect(rig.map.zones(of: file) == .whole)
     rig.map.endRound(next)
-    #expect(rig.map.zones(of: file) == .ranges([]))
+    #expect(rig.map.zones(of: file) == .zones([]))
   }
 
   @Test func clearAndSetInOneBatchAreInOrder() {
@@ -140,7 +140,7 @@ private struct Rig {
       rig.map.touch(slot, bytes: bytes(3)) == false, "the clear is not stored yet, and yet the zone is not set any more"
     )
     rig.map.want(slot, bytes: bytes(3))
-    #expect(rig.map.snapshot().zones(of: file) == .ranges([3..<4]))
+    #expect(rig.map.snapshot().zones(of: file) == .zones([3..<4]))
     let batch = rig.map.takeBatch()
     #expect(batch?.changes == [.clear(file, 3..<4), .set(file, 3..<4)])
     #expect(rig.map.touch(slot, bytes: bytes(3)) == false)
@@ -180,28 +180,28 @@ private struct Rig {
     let limit = UInt64(IntentMap.zonesMax) * mebibyte
     for range in [toTheEnd, limit - 1..<limit + 1, 0..<(UInt64(IntentMap.rangeZonesMax) + 1) * mebibyte] {
       #expect(rig.write(slot, range) && !rig.write(slot, range))
-      #expect(rig.map.zones(of: file) == .everything && rig.disk.zones(of: file) == .everything)
+      #expect(rig.map.zones(of: file) == .whole && rig.disk.zones(of: file) == .whole)
       #expect(
         rig.write(slot, bytes(200)) == true, "a zone does not rely on the mark of the file, or that would never go")
       // At once when not busy, but not while it is.
       rig.round(busy: [(slot, range)])
-      #expect(rig.disk.zones(of: file) == .everything)
+      #expect(rig.disk.zones(of: file) == .whole)
       let round = rig.map.beginRound(busy: [])
       #expect(rig.map.touch(slot, bytes: range) == true)
       rig.map.endRound(round)
-      #expect(rig.map.zones(of: file) == .everything)
+      #expect(rig.map.zones(of: file) == .whole)
       rig.round()
-      #expect(rig.map.zones(of: file) != .everything && rig.disk.files[file]?.isWhole != true)
+      #expect(rig.map.zones(of: file) != .whole && rig.disk.files[file]?.isWhole != true)
       rig.round()
       #expect(rig.disk.files.isEmpty)
     }
     let last = limit - 1..<limit
-    #expect(rig.write(slot, last) && rig.map.zones(of: file) == .ranges([UInt32(IntentMap.zonesMax) - 1..<1 << 24]))
+    #expect(rig.write(slot, last) && rig.map.zones(of: file) == .zones([UInt32(IntentMap.zonesMax) - 1..<1 << 24]))
   }
 
   @Test func everythingIsClearedByARoundAndNotByTheWrongOne() {
     var rig = Rig(.everything)
-    #expect(rig.map.isEverything && rig.map.zones(of: file) == .everything && rig.map.snapshot() == .everything)
+    #expect(rig.map.isEverything && rig.map.zones(of: file) == .whole && rig.map.snapshot() == .everything)
     // It may come from a file that could not be read, and that says less when it can be read again: stored anew first.
     rig.round()
     #expect(rig.map.isEverything)
@@ -267,7 +267,7 @@ private struct Rig {
     for round in 0..<20 {
       for zone in UInt64(0)..<16 { _ = rig.write(slot, bytes(zone * 5 % 16)) }
       rig.store()
-      if round >= 4 { #expect(rig.disk.zones(of: file) == .ranges([0..<16])) }
+      if round >= 4 { #expect(rig.disk.zones(of: file) == .zones([0..<16])) }
       rig.round()
     }
   }
@@ -293,22 +293,22 @@ private struct Rig {
     let slot = rig.map.slot(for: file)
     _ = rig.write(slot, bytes(3))
     #expect(rig.write(slot, bytes(5000)) && !rig.write(slot, bytes(9000)))
-    #expect(rig.disk.zones(of: file) == .everything)
+    #expect(rig.disk.zones(of: file) == .whole)
     rig.round(busy: [(slot, bytes(5000))])
     #expect(rig.map.touch(slot, bytes: bytes(5000)) == true)
     rig.round(busy: [(slot, bytes(5000))])
-    #expect(rig.disk.zones(of: file) == .everything)
+    #expect(rig.disk.zones(of: file) == .whole)
     rig.round()
     #expect(rig.disk.files.isEmpty)
-    #expect(rig.write(slot, bytes(9000)) && rig.disk.zones(of: file) == .ranges([9000..<9001]))
+    #expect(rig.write(slot, bytes(9000)) && rig.disk.zones(of: file) == .zones([9000..<9001]))
     // What is read needs more room than there is: the mark that stands for it is not on the disk yet.
     var wide = IntentSnapshot()
     wide.apply(.set(file, 3..<4))
     wide.apply(.set(file, 9000..<9001))
     var again = Rig(wide, pagesMax: 1)
     let same = again.map.slot(for: file)
-    #expect(again.map.zones(of: file) == .everything && !again.map.touch(same, bytes: bytes(20)))
-    #expect(again.write(same, bytes(20)) && again.disk.zones(of: file) == .everything)
+    #expect(again.map.zones(of: file) == .whole && !again.map.touch(same, bytes: bytes(20)))
+    #expect(again.write(same, bytes(20)) && again.disk.zones(of: file) == .whole)
   }
 
   @Test func whatWasReadIsSet() {
@@ -318,11 +318,11 @@ private struct Rig {
     disk.apply(.whole(identity(2), true))
     var rig = Rig(disk)
     #expect(rig.map.snapshot() == disk && rig.map.zonesSet == 13 && !rig.map.hasPending)
-    #expect(rig.map.zones(of: file) == .ranges([3..<6, 1020..<1030]))
-    #expect(rig.map.zones(of: identity(2)) == .everything)
+    #expect(rig.map.zones(of: file) == .zones([3..<6, 1020..<1030]))
+    #expect(rig.map.zones(of: identity(2)) == .whole)
     #expect(rig.map.touch(rig.map.slot(for: file), bytes: bytes(1020, 10)) == true)
     rig.round()
-    #expect(rig.disk.zones(of: file) == .ranges([1020..<1030]))
+    #expect(rig.disk.zones(of: file) == .zones([1020..<1030]))
     rig.round()
     #expect(rig.disk == IntentSnapshot())
   }

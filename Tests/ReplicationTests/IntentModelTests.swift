@@ -205,8 +205,8 @@ private struct IntentWorld {
     }
   }
 
-  private func expect(_ intents: FileIntents, covers truth: Truth, _ what: String) {
-    guard case .ranges(let ranges) = intents else { return }
+  private func expect(_ intents: FileContent, covers truth: Truth, _ what: String) {
+    guard case .zones(let ranges) = intents else { return }
     let set = ZoneSet(ranges)
     #expect(!truth.isWhole && truth.zones.allSatisfy { set.contains(UInt32($0)) }, "\(what) forgot something")
   }

@@ -200,7 +200,7 @@ private func sampleLink(_ isFirst: Bool) -> LinkTarget { target(isFirst ? "x" : 
 
 @Suite struct ManifestDiffTests {
   private func applied(_ source: Tree, _ target: Tree) throws -> (tree: Tree, actions: [TreeAction]) {
-    let actions = ManifestDiff.actions(manifest: try source.manifest(idOffset: 1000), target: target.listing)
+    let actions = ManifestDiff(manifest: try source.manifest(idOffset: 1000), target: target.listing).actions()
     var tree = target
     for action in actions where !tree.perform(action) { Issue.record("cannot be done: \(action)") }
     return (tree, actions)

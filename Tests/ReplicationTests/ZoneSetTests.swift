@@ -40,9 +40,9 @@ import Testing
   }
 
   @Test func unionOfIntents() {
-    #expect(FileIntents.ranges([1..<2]).union(.ranges([2..<3, 9..<10])) == .ranges([1..<3, 9..<10]))
-    #expect(FileIntents.ranges([1..<2]).union(.everything) == .everything)
-    #expect(FileIntents.everything.union(.ranges([])) == .everything)
+    #expect(FileContent.zones([1..<2]).union(.zones([2..<3, 9..<10])) == .zones([1..<3, 9..<10]))
+    #expect(FileContent.zones([1..<2]).union(.whole) == .whole)
+    #expect(FileContent.whole.union(.zones([])) == .whole)
   }
 
   @Test func coarseningFillsTheSmallestGaps() {
