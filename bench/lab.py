@@ -40,7 +40,7 @@ class Lab:
 
     def up(self, programs):
         say("two nodes")
-        self.tool("up", "--bin", programs, "--disk", "40G")
+        self.tool("up", "--bin", programs, "--disk", "40G", "--direct-disk")
         self.tool("cluster")
 
     def down(self):

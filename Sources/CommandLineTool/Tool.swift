@@ -119,7 +119,7 @@ struct VMHA: ParsableCommand {
       5 not done in time. See vmha(8).
       """,
     subcommands: [
-      StatusCommand.self, StartCommand.self, StopCommand.self, SwapCommand.self, LogCommand.self, AddCommand.self,
+      StatusCommand.self, StartCommand.self, StopCommand.self, SwapCommand.self, WhyCommand.self, LogCommand.self, AddCommand.self,
       RemoveCommand.self, ClusterCommand.self, DrillCommand.self, VersionCommand.self,
     ])
 }

@@ -1,3 +1,5 @@
+import Foundation
+
 /// Everything vmhad does for the CLI, the console and the drills. Implemented by the daemon, served by `ControlServer`,
 /// and implemented again by `ControlClient` on the other end of the socket.
 ///
@@ -38,6 +40,10 @@ public protocol ControlService: Sendable {
   /// With `since`: the first `limit` events after that cursor. Without: the last `limit`. Both in rising order.
   /// `module` nil = all, those of no module included. `limit` 1...`JournalPage.limitMax`.
   func log(since cursor: Int64?, module: String?, limit: Int) async throws -> JournalPage
+  /// The last `limit` (1...`Timeline.limitMax`) events of both nodes that concern the module (nil = of all).
+  func timeline(module: String?, limit: Int) async throws -> Timeline
+  /// The flight recorder of the module's core on this node, as JSON: its last decisions, to be replayed by a developer.
+  func decisions(_ name: String) async throws -> Data
   /// Events from now on. The stream may leave events out when its reader is slow (ids show it); it ends when vmhad stops.
   func events() -> AsyncStream<JournalEvent>
 }

@@ -57,6 +57,14 @@ public struct ControlClient: ControlService {
     try await call(.GET, "/v1/log" + query(since: cursor, module: module, limit: limit))
   }
 
+  public func timeline(module: String?, limit: Int) async throws -> Timeline {
+    try await call(.GET, "/v1/timeline" + query(since: nil, module: module, limit: limit))
+  }
+
+  public func decisions(_ name: String) async throws -> Data {
+    try await body(.GET, path(name, "decisions"), nil, Self.callTimeout)
+  }
+
   public func events() -> AsyncStream<JournalEvent> {
     let (stream, continuation) = AsyncStream<JournalEvent>.makeStream(
       bufferingPolicy: .bufferingNewest(EventStreamAnswer.pendingCountMax))
@@ -123,22 +131,25 @@ extension ControlClient {
   private func exchange<Answer: Decodable>(
     _ method: HTTPMethod, _ path: String, _ body: Data?, _ timeout: Duration
   ) async throws -> Answer {
-    let exchange = UnixSocketExchange(socketPath: socketPath, method: method, uri: path, body: body)
-    let data: Data
-    do {
-      data = try await exchange.perform(within: timeout) { head, answer in
-        guard (200..<300).contains(head.status.code) else { throw try await failure(head, &answer) }
-        return try await answer.collect(upTo: ControlCoding.bodyBytesMax)
-      }
-    } catch {
-      throw explained(error)
-    }
+    let data = try await self.body(method, path, body, timeout)
     do {
       return try ControlCoding.decode(Answer.self, from: data)
     } catch {
       throw ControlError(
         .badAnswer, "the answer of vmhad was not understood", why: error.why,
         next: "vmha and vmhad may be of different versions: vmha version")
+    }
+  }
+
+  private func body(_ method: HTTPMethod, _ path: String, _ body: Data?, _ timeout: Duration) async throws -> Data {
+    let exchange = UnixSocketExchange(socketPath: socketPath, method: method, uri: path, body: body)
+    do {
+      return try await exchange.perform(within: timeout) { head, answer in
+        guard (200..<300).contains(head.status.code) else { throw try await failure(head, &answer) }
+        return try await answer.collect(upTo: ControlCoding.bodyBytesMax)
+      }
+    } catch {
+      throw explained(error)
     }
   }
 

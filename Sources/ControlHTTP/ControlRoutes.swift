@@ -37,6 +37,10 @@ struct ControlRoutes: Sendable {
       let query = try LogQuery(request)
       return try answer(await service.log(since: query.since, module: query.module, limit: query.limit))
     }
+    v1.get("timeline") { request, _ in
+      let query = try LogQuery(request, limitDefault: Timeline.limitDefault, limitMax: Timeline.limitMax)
+      return try answer(await service.timeline(module: query.module, limit: query.limit))
+    }
     v1.get("events/stream") { request, _ in
       try await EventStreamAnswer(service: service, query: LogQuery(request)).response()
     }
@@ -47,6 +51,7 @@ struct ControlRoutes: Sendable {
   }
 
   private func addModules(to v1: RouterGroup<BasicRequestContext>) {
+    v1.get("modules/:name/decisions") { _, context in try json(await service.decisions(name(context))) }
     v1.get("modules/:name") { _, context in try answer(await service.module(name(context))) }
     v1.post("modules/:name/start") { request, context in
       let body = try await bodyOrNil(StartBody.self, request)
@@ -108,7 +113,9 @@ struct LogQuery: Sendable {
   var module: String?
   var limit: Int
 
-  init(_ request: Request) throws(ControlError) {
+  init(
+    _ request: Request, limitDefault: Int = Self.limitDefault, limitMax: Int = JournalPage.limitMax
+  ) throws(ControlError) {
     let parameters = request.uri.queryParameters
     if let text = parameters["since"] {
       guard let number = Int64(text), number >= 0 else {
@@ -117,10 +124,10 @@ struct LogQuery: Sendable {
       since = number
     }
     module = parameters["module"].map(String.init)
-    limit = Self.limitDefault
+    limit = limitDefault
     if let text = parameters["limit"] {
-      guard let number = Int(text), (1...JournalPage.limitMax).contains(number) else {
-        throw LogQuery.wrong("limit", text, "1 to \(JournalPage.limitMax)")
+      guard let number = Int(text), (1...limitMax).contains(number) else {
+        throw LogQuery.wrong("limit", text, "1 to \(limitMax)")
       }
       limit = number
     }
@@ -169,9 +176,13 @@ private struct ErrorAnswers: RouterMiddleware {
 }
 
 private func answer(_ value: some Encodable, status: HTTPResponse.Status = .ok) throws -> Response {
+  json(try ControlCoding.encode(value), status: status)
+}
+
+private func json(_ body: Data, status: HTTPResponse.Status = .ok) -> Response {
   Response(
     status: status, headers: [.contentType: "application/json"],
-    body: ResponseBody(byteBuffer: ByteBuffer(data: try ControlCoding.encode(value))))
+    body: ResponseBody(byteBuffer: ByteBuffer(data: body)))
 }
 
 /// The router hands path parts over as they came, with their %XX.

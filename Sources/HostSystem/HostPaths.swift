@@ -23,6 +23,8 @@ public struct HostPaths: Sendable, Hashable {
   /// Key of the heartbeat datagrams, 32 bytes, mode 0600.
   public var heartbeatKeyFile: String { "\(certificates)/heartbeat.key" }
   public var journalFile: String { "\(state)/journal.sqlite" }
+  /// A copy of the peer's.
+  public var peerJournalFile: String { "\(state)/peer-journal.sqlite" }
   /// The durable record (R0), the operator's wish and the add/remove journal of one module.
   public func moduleState(_ name: ModuleName) -> String { "\(state)/modules/\(name)" }
 

@@ -5,9 +5,9 @@ import Model
 /// A value: `handle` takes one event and the time, changes the value and returns what must be done, in order. No I/O, no
 /// clock, no random source outside its own seeded one. `persist` is a barrier for the shell (see `Directive`), so within
 /// one list "durable first, then act" is the order of the list.
-public struct MirrorModule: Sendable, Hashable {
+public struct MirrorModule: Sendable, Codable, Hashable {
   /// What this node does for the module.
-  enum Phase: Sendable, Hashable {
+  enum Phase: Sendable, Codable, Hashable {
     /// Off by the operator's wish; the engine is down.
     case stopped
     /// Engine idle; looking for the peer or for a right.
@@ -30,18 +30,18 @@ public struct MirrorModule: Sendable, Hashable {
     case failed
   }
 
-  enum Goal: Sendable, Hashable {
+  enum Goal: Sendable, Codable, Hashable {
     case stop
     /// R10, cold swap: the writer token goes to the peer in this session.
     case handOver(SessionID)
   }
 
-  enum ClosingStep: Int, Sendable, Hashable, Comparable {
+  enum ClosingStep: Int, Sendable, Codable, Hashable, Comparable {
     case guest, drain, barrier, unmount, consent
     static func < (a: ClosingStep, b: ClosingStep) -> Bool { a.rawValue < b.rawValue }
   }
 
-  struct Closing: Sendable, Hashable {
+  struct Closing: Sendable, Codable, Hashable {
     var goal: Goal
     var step: ClosingStep
     /// The session in which both copies are in sync, nil when alone or once it is lost.
@@ -51,7 +51,7 @@ public struct MirrorModule: Sendable, Hashable {
   }
 
   /// A session from its handshake until a role is taken in it.
-  struct Handshake: Sendable, Hashable {
+  struct Handshake: Sendable, Codable, Hashable {
     var session: SessionID
     var mine: Hello
     var theirs: Hello?
@@ -60,7 +60,7 @@ public struct MirrorModule: Sendable, Hashable {
   }
 
   /// The steps between R4 and a running guest.
-  struct BringUp: Sendable, Hashable {
+  struct BringUp: Sendable, Codable, Hashable {
     var mounted = false
     var synced = false
     var policy: AcknowledgePolicy
@@ -68,7 +68,7 @@ public struct MirrorModule: Sendable, Hashable {
     var resync: SessionID?
   }
 
-  enum TimerKind: Sendable, Hashable, CaseIterable {
+  enum TimerKind: String, Sendable, Codable, Hashable, CaseIterable {
     case peerUnknown, bootWait, ask, askAnswer, patience, offer, engineStart, reconnect, guestRetry, holdGuest, quiet,
       adopt
   }

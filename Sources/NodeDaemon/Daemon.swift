@@ -52,6 +52,8 @@ public final class Daemon: ModuleSurroundings, Sendable {
   let state: Mutex<State>
   let hooks: EventHooks
   private let lateChecks = Mutex<ModuleChecks?>(nil)
+  /// nil = its file cannot be opened; said in the journal.
+  let peerJournal: PeerJournal?
   private let lateSetup = Mutex<ClusterSetup?>(nil)
   private let isOver = Monitor(false)
 
@@ -63,6 +65,13 @@ public final class Daemon: ModuleSurroundings, Sendable {
     let name = try hostName()
     journal = try EventJournal(path: paths.journalFile, node: name) { print("vmhad: journal: \($0)") }
     let journal = journal
+    do { peerJournal = try PeerJournal(path: paths.peerJournalFile) } catch {
+      peerJournal = nil
+      journal.append(
+        JournalEvent(
+          monotonicNanoseconds: monotonicNow().nanoseconds, node: name, kind: .journal, severity: .warning,
+          sentence: "what happens on the other node is not kept here: \(paths.peerJournalFile): \(error)"))
+    }
     hypervisor = try LibvirtHypervisor(uri: "qemu:///system")
     hooks = try EventHooks(paths: paths) { [journal] text in
       journal.append(
@@ -113,6 +122,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
     if let membership = try ClusterMembership.load(paths) { try enter(membership) }
     try checks.start()
     try HostThread.start(name: "reports") { self.exchangeReports() }
+    if let peerJournal { try HostThread.start(name: "peer-journal") { self.followPeerJournal(peerJournal) } }
   }
 
   /// Lets go of everything: guests and engines go on without this process.
@@ -252,7 +262,9 @@ public final class Daemon: ModuleSurroundings, Sendable {
       backingDirectory: module.backingDirectory, mountPoint: module.mountPoint,
       intentsFile: paths.intentsFile(module.name), authorityFile: paths.authorityFile,
       certificateFile: paths.nodeCertificateFile,
-      keyFile: paths.nodeKeyFile, silenceMax: cluster.detection, keepalive: cluster.pulse)
+      keyFile: paths.nodeKeyFile, silenceMax: cluster.detection,
+      // Over TCP: a lost packet comes again, so that four in a detection time are enough, and 25 idle modules cost little.
+      keepalive: cluster.detection / 4)
   }
 
   func moduleChanged(_ module: ModuleName, from old: CoreStatus?, to new: CoreStatus) {
@@ -362,8 +374,11 @@ public final class Daemon: ModuleSurroundings, Sendable {
     for (name, wish) in wishes { runner(name)?.push(.wish(wish)) }
   }
 
+  /// Waits; true as soon as this daemon stops.
+  func isStopping(within time: Duration) -> Bool { isOver.wait(timeout: time, until: { $0 ? true : nil }) != nil }
+
   private func exchangeReports() {
-    while isOver.wait(timeout: Self.reportEvery, until: { $0 ? true : nil }) == nil {
+    while !isStopping(within: Self.reportEvery) {
       let view = snapshot()
       for runner in view.runners.values { runner.askEngineForReport() }
       guard view.peerAlive == true, !view.runners.isEmpty else { continue }

@@ -9,6 +9,9 @@ import VirtualMachines
 // `vmha add` and `vmha remove`: `Adoption` does the work; here it meets the modules, the peer and the API.
 extension Daemon {
   static let adoptionPeerTimeout: Duration = .seconds(60)
+  /// How long a remove waits for a module that shall be stopped to be so.
+  private static let onItsWayTimeout: Duration = .seconds(10)
+  private static let onItsWayLook: Duration = .milliseconds(100)
 
   public func planAdd(_ request: AddRequest) async throws -> AddPlan {
     try await onThread {
@@ -149,7 +152,7 @@ extension Daemon {
   }
 
   private func withdrawn(_ name: ModuleName) throws {
-    if let runner = runner(name), runner.status.state != .stop {
+    if let runner = runner(name), !isStopped(runner) {
       throw AdoptionError(
         .conflict, what: "\(name) is not removed", why: "it is \(runner.status.state.rawValue) on \(nodeName)",
         next: "stop it first: vmha stop \(name)")
@@ -159,11 +162,37 @@ extension Daemon {
 
   private func refuseUnlessStopped(_ name: ModuleName) throws {
     guard let runner = runner(name) else { return }
-    let states = [(nodeName, runner.status.state)] + [(peerName, snapshot().peerReports[name]?.status.state ?? .stop)]
+    var states = [(nodeName, isStopped(runner) ? .stop : runner.status.state)]
+    if let report = stoppedReport(name) { states.append((peerName, report.status.state)) }
     for (node, state) in states where state != .stop {
       throw ControlError(
         .refused, "\(name) is not removed", why: "it is \(state.rawValue) on \(node)",
         next: "stop it first: vmha stop \(name)")
+    }
+  }
+
+  /// A module that shall be stopped may still be on its way: just stopped, or its vmhad just started.
+  private func isStopped(_ runner: ModuleRunner) -> Bool {
+    let end = monotonicNow() + Self.onItsWayTimeout
+    while runner.status.state != .stop {
+      guard !runner.wish.started, monotonicNow() < end, !isStopping(within: Self.onItsWayLook) else { return false }
+    }
+    return true
+  }
+
+  /// The same of the peer, whose last report may be old; nil = it never told of this module.
+  private func stoppedReport(_ name: ModuleName) -> ModuleReport? {
+    let end = monotonicNow() + Self.onItsWayTimeout
+    while true {
+      let known = state.withLock { $0.peerReports[name] }
+      guard let known, known.status.state != .stop, monotonicNow() < end, !isStopping(within: Self.onItsWayLook) else {
+        return known
+      }
+      // The report decides, not whether it could be fetched.
+      guard case .report(let reports)? = try? callPeer(.report, timeout: Self.reportTimeout) else { continue }
+      guard let fresh = reports.first(where: { $0.module == name }) else { return nil }
+      state.withLock { $0.peerReports[name] = fresh }
+      if fresh.wish.started { return fresh }
     }
   }
 

@@ -1,4 +1,5 @@
 import ControlAPI
+import FoundationEssentials
 import HostSystem
 import MirrorModule
 import Model
@@ -38,6 +39,14 @@ extension Daemon: ControlService {
 
   public func log(since cursor: Int64?, module: String?, limit: Int) async throws -> JournalPage {
     try await onThread { try self.journal.page(since: cursor, module: module, limit: limit) }
+  }
+
+  public func timeline(module: String?, limit: Int) async throws -> Timeline {
+    try await onThread { try self.timeline(of: module, limit: limit) }
+  }
+
+  public func decisions(_ name: String) async throws -> Data {
+    try JSONEncoder().encode(requireModule(name).flightRecorder)
   }
 
   public func events() -> AsyncStream<JournalEvent> { journal.events() }

@@ -33,6 +33,7 @@ extension Daemon {
       follow(theirs)
       return .wishes(mine)
     case .report: return .report(ownReports())
+    case .journal(let cursor): return .journal(try journalPiece(since: cursor))
     case .crashGuest(let name):
       try crashGuestHere(requireRunner(name))
       return .done

@@ -104,9 +104,7 @@ public final class EventJournal: Sendable {
     do {
       events = try store?.read(after: cursor, through: lastID, module: module, limit: limit) ?? []
     } catch {
-      throw ControlError(
-        .failed, "the journal cannot be read", why: "\(path): \(error)",
-        next: "see the log of vmhad: journalctl -u vmhad")
+      throw unreadable(error)
     }
     let storedID = events.last?.id ?? 0
     let more = unsaved.filter { event in
@@ -116,6 +114,26 @@ public final class EventJournal: Sendable {
     events = Array((events + more).prefix(limit))
     return JournalPage(
       events: events, cursor: events.count == limit ? events.last?.id ?? cursor : max(lastID, cursor))
+  }
+
+  /// As `JournalStore.timeline`, with what is not stored yet. Throws `ControlError` if the file cannot be read.
+  public func timeline(of module: String?, limit: Int) throws -> [JournalEvent] {
+    let (unsaved, lastID, store) = shared.withLock { ($0.unsaved, $0.lastID, $0.store) }
+    let stored: [JournalEvent]
+    do { stored = try store?.timeline(of: module, through: lastID, limit: limit) ?? [] } catch {
+      throw unreadable(error)
+    }
+    let storedID = stored.last?.id ?? 0
+    return (stored + unsaved.filter { $0.id > storedID && $0.isPart(ofTimeline: module) }).suffix(limit)
+  }
+
+  /// The cursor behind the newest event.
+  public var lastID: Int64 { shared.withLock { $0.lastID } }
+
+  private func unreadable(_ error: any Error) -> ControlError {
+    ControlError(
+      .failed, "the journal cannot be read", why: "\(path): \(error)", next: "see the log of vmhad: journalctl -u vmhad"
+    )
   }
 
   /// Waits until everything appended so far is stored or kept in memory. True unless `timeout` came first.

@@ -135,6 +135,21 @@ struct JournalStore: Sendable {
     return cursor == nil ? events.reversed() : events
   }
 
+  /// The last `limit` that concern the module (nil = any), and those of no module that are worth a notice. In rising order.
+  func timeline(of module: String?, through last: Int64, limit: Int) throws -> [JournalEvent] {
+    let rows = try pool.read { database in
+      try Row.fetchAll(
+        database,
+        sql: """
+          SELECT * FROM event WHERE id <= ? AND (module IS NULL AND severity <> 'info' OR module IS NOT NULL AND (? IS NULL OR module = ?))
+          ORDER BY id DESC LIMIT ?
+          """, arguments: [last, module, module, limit])
+    }
+    return try rows.map(Self.event).reversed()
+  }
+
+  func removeAll() throws { try pool.write { try $0.execute(sql: "DELETE FROM event") } }
+
   private static func event(_ row: Row) throws -> JournalEvent {
     let details: String = row["details"]
     return JournalEvent(

@@ -36,7 +36,7 @@ final class ModuleRunner: Sendable {
     var answers: [UInt64: OneShot<Answer>] = [:]
     var consents: [UInt64: OneShot<ConsentReply>] = [:]
     var nextToken: UInt64 = 1
-    var recorder = FlightRecorder()
+    var recorder: FlightRecorder
     var isLoaded = false
   }
 
@@ -54,7 +54,8 @@ final class ModuleRunner: Sendable {
     self.keeper = keeper
     store = ModuleStore(paths: surroundings.paths, module: configuration.name)
     let core = MirrorModule(settings: surroundings.mirrorSettings(configuration, seed: randomUInt64()))
-    state = Mutex(State(core: core, status: core.status, configuration: configuration))
+    state = Mutex(
+      State(core: core, status: core.status, configuration: configuration, recorder: FlightRecorder(core)))
     let worker = try Worker<CoreEvent>(
       name: "core-\(module.text)", eventsMax: Self.eventsMax, onWakeUp: { [weak self] in self?.process(.timer) },
       handler: { [weak self] in self?.process($0) })
@@ -122,6 +123,7 @@ final class ModuleRunner: Sendable {
       var settings = state.core.settings
       settings.seed = randomUInt64()
       state.core = MirrorModule(settings: settings)
+      state.recorder = FlightRecorder(state.core)
       state.isLoaded = false
       return true
     }
@@ -197,8 +199,7 @@ final class ModuleRunner: Sendable {
     let now = monotonicNow()
     let (directives, old, new) = state.withLock { state in
       let old = state.status
-      let directives = state.core.handle(event, at: now)
-      state.recorder.append(event, at: now, directives)
+      let directives = state.recorder.handle(event, at: now, by: &state.core)
       state.status = state.core.status
       return (directives, old, state.status)
     }
@@ -258,22 +259,4 @@ final class OneShot<Value: Sendable>: Sendable {
   func fulfil(_ value: Value) { monitor.withLock { if $0 == nil { $0 = value } } }
   /// nil after `timeout`.
   func wait(_ timeout: Duration) -> Value? { monitor.wait(timeout: timeout) { $0 } }
-}
-
-/// The last decisions of one core, for dumps and transcripts.
-struct FlightRecorder: Sendable, Codable {
-  static let entriesMax = 256
-  struct Entry: Sendable, Codable {
-    var event: CoreEvent
-    var at: Instant
-    var directives: [CoreDirective]
-  }
-  private(set) var entries: [Entry] = []
-  mutating func append(_ event: CoreEvent, at time: Instant, _ directives: [CoreDirective]) {
-    // Progress reports would push everything else out.
-    if case .engine(.resyncProgress) = event, directives.isEmpty { return }
-    if case .engine(.ready) = event, directives.isEmpty { return }
-    entries.append(Entry(event: event, at: time, directives: directives))
-    if entries.count > Self.entriesMax { entries.removeFirst(entries.count - Self.entriesMax) }
-  }
 }

@@ -12,6 +12,8 @@ enum PeerRequest: Codable, Sendable {
   case wishes([ModuleName: Wish])
   /// For `vmha status` on the asking node.
   case report
+  /// What comes after this id in the node's journal.
+  case journal(since: Int64)
   case adoption(AdoptionPeerRequest)
   case crashGuest(ModuleName)
   case cluster(ClusterPeerRequest)
@@ -28,6 +30,7 @@ enum PeerReply: Codable, Sendable {
   case answer(Answer)
   case wishes([ModuleName: Wish])
   case report([ModuleReport])
+  case journal(JournalPiece)
   case adoption(AdoptionPeerReply)
   case cluster(ClusterPeerReply)
   case done

@@ -7,6 +7,7 @@ import Synchronization
 /// A module's engine: carries out `EngineCommand`s and reports `EngineEvent`s. It decides nothing about roles or rights; it
 /// alone keeps R1 (sessions), R2 (acknowledgements) and the order of writes.
 public final class Engine: Sendable {
+  /// While a guest or a copy is at work.
   static let tickInterval: Duration = .milliseconds(100)
   /// A peer that is there and acknowledges nothing of what a guest waits for has failed (its disk hangs). Longer than a slow
   /// disk's worst second, shorter than the 30 s after which a guest's own disk driver gives up.
@@ -69,9 +70,9 @@ public final class Engine: Sendable {
       var last = monotonicNow()
       while let engine = self {
         let now = monotonicNow()
-        engine.tick(now, gap: now - last)
+        let pause = engine.tick(now, gap: now - last)
         last = now
-        usleep(useconds_t(Engine.tickInterval.nanoseconds / 1000))
+        usleep(useconds_t(pause.nanoseconds / 1000))
       }
     }
   }
@@ -116,29 +117,41 @@ public final class Engine: Sendable {
 
   // MARK: time
 
-  private func tick(_ now: Instant, gap: Duration) {
-    let (session, configuration) = state.withLock { ($0.session, $0.configuration) }
-    guard let session, let configuration else { return }
+  /// Answers when to look again: an engine that has nothing to do wakes up for its keepalives and little else.
+  private func tick(_ now: Instant, gap: Duration) -> Duration {
+    let (session, configuration, isBusy) = state.withLock { ($0.session, $0.configuration, $0.isResyncing) }
+    guard let session, let configuration else { return Self.tickInterval }
     clearIntents(now)
     // PROTOCOL, timing relations: a process that did not run may have been replaced meanwhile.
     if gap > configuration.silenceMax / 2 {
-      return lose(session.id, "this engine did not run for \(gap.milliseconds) ms")
+      lose(session.id, "this engine did not run for \(gap.milliseconds) ms")
+      return Self.tickInterval
     }
     let silence = session.silence(now)
     if silence > configuration.silenceMax {
-      return lose(session.id, "nothing received from the peer for \(silence.milliseconds) ms")
+      lose(session.id, "nothing received from the peer for \(silence.milliseconds) ms")
+      return Self.tickInterval
     }
-    if let awaited = mirror.oldestAwaited {
+    let awaited = mirror.oldestAwaited
+    if let awaited {
       let stall = state.withLock { $0.stallWatch.look(awaited.session, oldest: awaited.sequence, now: now) }
       if stall > Self.acknowledgeStallMax {
-        return lose(
-          session.id, "the peer has not answered a change or flush for \(stall.milliseconds) ms: its disk hangs")
+        lose(session.id, "the peer has not answered a change or flush for \(stall.milliseconds) ms: its disk hangs")
+        return Self.tickInterval
       }
     }
-    if session.queuedBytes > PeerSession.queueBytesMax {
-      return lose(session.id, "the peer takes too little: \(session.queuedBytes) bytes wait for it")
+    let queued = session.queuedBytes
+    if queued > PeerSession.queueBytesMax {
+      lose(session.id, "the peer takes too little: \(queued) bytes wait for it")
+      return Self.tickInterval
     }
-    if now - session.lastSent >= configuration.keepalive { session.keepAlive() }
+    let unsaid = now - session.lastSent
+    if unsaid >= configuration.keepalive { session.keepAlive() }
+    if isBusy || awaited?.sequence != nil || queued > 0 { return Self.tickInterval }
+    // Well below the gap that counts as "did not run"; and never past a deadline.
+    let idle = min(configuration.silenceMax / 8, configuration.silenceMax - silence + .milliseconds(1))
+    let due = unsaid >= configuration.keepalive ? configuration.keepalive : configuration.keepalive - unsaid
+    return max(.milliseconds(10), min(idle, due))
   }
 
   private func clearIntents(_ now: Instant) {

@@ -10,6 +10,8 @@ import Synchronization
 /// thread does the fsyncs, so that writes behind a flush are not held up, and a third writes dirty pages back every second.
 final class Replica: Sendable {
   static let writebackInterval: Duration = .seconds(1)
+  /// How long the fsync thread of a replica that is no more may stay.
+  static let lookInterval: Duration = .seconds(60)
   /// Flush requests of the peer that wait for their fsync; a guest's are few.
   static let flushesMax = 4096
 
@@ -198,7 +200,7 @@ final class Replica: Sendable {
 
   /// Takes all flushes that wait: one fsync of a file serves every request for it that came before.
   private func flushOnce() {
-    let flush = state.wait(timeout: .seconds(1)) { state -> Flush? in
+    let flush = state.wait(timeout: Self.lookInterval) { state -> Flush? in
       guard let session = state.flushes.first?.session else { return nil }
       let waiting = state.flushes
       state.flushes = []

@@ -75,6 +75,43 @@ import Testing
     #expect(try await vmha(["log", "nosuch"], on: fake).status == .refused)
   }
 
+  @Test func whyTellsTheLastIncident() async throws {
+    let fake = FakeControlService { state in
+      state.append(Samples.event(0, "long ago"))
+      state.append(
+        Samples.event(
+          0, "node1 is lost", kind: .nodeLost, module: nil, node: "node2", severity: .warning, after: 100_000))
+      state.append(Samples.event(0, "goes on alone", node: "node2", severity: .warning, rule: "R4", after: 100_877))
+      state.append(Samples.event(0, "the guest runs", node: "node2", after: 113_000))
+      state.peerClockAhead = -1500
+      state.status.time = WallTime(milliseconds: Samples.time.milliseconds + 413_000)
+    }
+    func time(_ after: Int64) -> String { WallTime(milliseconds: Samples.time.milliseconds + after).localTimeOfDay }
+    let result = try await vmha(["why", "vm1"], on: fake)
+    #expect(
+      result.output == """
+        vm1 on node1: PRIM ready: serves the guest; both copies are the same
+        vm1 on node2: SECOND ready: follows node1
+
+        \(Samples.time.localDate) \(time(100_000)), 3 steps in 13.0 s, 5 min ago
+          \(time(100_000)).123            node2  node1 is lost
+          \(time(101_000)).000  +0.877 s  node2  vm1: goes on alone [R4]
+          \(time(113_000)).123   +12.1 s  node2  vm1: the guest runs
+
+        What node2 did after \(Samples.time.localDate) \(time(0)) is not known here.
+        The clock of node2 is 1.500 s behind this node's; its times are corrected. Mend that: chrony or NTP on both hosts.
+
+        """)
+    let both = try await vmha(["why", "vm1", "-n", "2"], on: fake)
+    #expect(both.output.contains("long ago") && !result.output.contains("long ago"))
+    let json = try await vmha(["why", "--json"], on: fake)
+    #expect(try ControlCoding.decode(Timeline.self, from: Data(json.output.utf8)).events.count == 4)
+    #expect(try await vmha(["why", "nosuch"], on: fake).status == .refused)
+    #expect(try await vmha(["why", "-n", "0"], on: fake).status == .usage)
+    #expect(try await vmha(["why", "--decisions"], on: fake).status == .usage)
+    #expect(try await vmha(["why", "vm1", "--decisions"], on: fake).output == "{\"entries\":[]}\n")
+  }
+
   private func addPlan() -> AddPlan {
     AddPlan(
       name: "vm3", number: 3,

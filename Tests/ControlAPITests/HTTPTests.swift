@@ -34,6 +34,8 @@ import Testing
       changes.detectionMilliseconds = 5000
       changes.addLinks = Samples.cluster.links
       #expect(try await client.clusterSet(changes) == Samples.cluster)
+      #expect(try await client.timeline(module: "vm1", limit: 7).peer == "node2")
+      #expect(try await client.decisions("vm1") == Data(#"{"entries":[]}"#.utf8))
       #expect(fake.edit { $0.changes } == changes)
       #expect(fake.edit { $0.join } == join)
     }
@@ -41,6 +43,7 @@ import Testing
       fake.calls == [
         "status", "status", "start vm1", "force-start vm1", "timeout 7", "stop vm1", "swap vm1", "crash vm1",
         "plan vm3", "add vm3", "purge vm1", "operation op-1", "init", "ticket", "join", "show", "set",
+        "timeline", "decisions vm1",
       ])
   }
 

@@ -1,4 +1,5 @@
 import ControlAPI
+import Foundation
 import Synchronization
 
 /// A daemon without anything behind it: holds a status and a journal, plays prepared steps, remembers what it was asked.
@@ -14,6 +15,8 @@ public final class FakeControlService: ControlService, Sendable {
     /// One is given (and used up but for the last) by each look at an operation.
     public var operations: [OperationStatus] = []
     public var calls: [String] = []
+    public var peerKnownUntil: WallTime? = Samples.time
+    public var peerClockAhead: Int64?
     public var changes: ClusterChanges?
     public var initialise: ClusterInitialiseRequest?
     public var join: ClusterJoinRequest?
@@ -157,6 +160,23 @@ public final class FakeControlService: ControlService, Sendable {
       let events = Array(matching.filter { $0.id > cursor }.prefix(limit))
       return JournalPage(events: events, cursor: events.count == limit ? events.last?.id ?? last : max(last, cursor))
     }
+  }
+
+  public func timeline(module: String?, limit: Int) async throws -> Timeline {
+    try record("timeline")
+    return edit { state in
+      var timeline = Timeline(
+        events: state.journal.filter { module == nil || $0.module == nil || $0.module == module }.suffix(limit),
+        peer: "node2")
+      timeline.peerKnownUntil = state.peerKnownUntil
+      timeline.peerClockAheadMilliseconds = state.peerClockAhead
+      return timeline
+    }
+  }
+
+  public func decisions(_ name: String) async throws -> Data {
+    try record("decisions \(name)")
+    return Data(#"{"entries":[]}"#.utf8)
   }
 
   public func events() -> AsyncStream<JournalEvent> {

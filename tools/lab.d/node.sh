@@ -67,6 +67,7 @@ node_make() {
   root=$(node_root "$n")
   disk=$root/disk
   mkdir -p "$root"/{disk,var-log-libvirt/qemu,var-log-vmha,var-cache-libvirt}
+  if [ "$DIRECT_DISK" = yes ]; then touch "$root/direct-disk"; fi
   truncate -s "$DISK_BYTES" "$root/disk.img"
   mke2fs -q -F -t ext4 -m 1 -E lazy_itable_init=1,nodiscard -L "node$n" "$root/disk.img"
   mkdir -p "$root/seed"
@@ -251,12 +252,13 @@ install_programs() {
 
 command_up() {
   local bin="" vmha=yes n
-  DISK_BYTES=$DISK_BYTES_DEFAULT
+  DISK_BYTES=$DISK_BYTES_DEFAULT DIRECT_DISK=no
   while [ $# -gt 0 ]; do
     case $1 in
       --bin) bin=${2:?--bin needs a folder} && shift 2 ;;
       --no-vmha) vmha=no && shift ;;
       --disk) DISK_BYTES=${2:?--disk needs a size} && shift 2 ;;
+      --direct-disk) DIRECT_DISK=yes && shift ;;
       *) misuse "'$1' is not understood" ;;
     esac
   done

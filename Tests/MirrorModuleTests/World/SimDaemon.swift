@@ -3,8 +3,12 @@ import Model
 
 /// The shell of one core: executes directives strictly in order and never decides.
 final class SimDaemon {
+  /// Few, so that runs are longer than what is kept.
+  static let recordedMax = 32
+
   unowned let node: SimNode
   private(set) var core: MirrorModule
+  private(set) var recorder: FlightRecorder
   private var wakeAt: Int64?
   private var lastHeard: Int64?
   private var believesAlive: Bool?
@@ -20,6 +24,7 @@ final class SimDaemon {
   init(node: SimNode) {
     self.node = node
     core = MirrorModule(settings: node.settings)
+    recorder = FlightRecorder(core, entriesMax: Self.recordedMax)
   }
 
   func start() {
@@ -28,7 +33,7 @@ final class SimDaemon {
 
   func deliver(_ event: Event) {
     guard node.daemon === self else { return }
-    let directives = core.handle(event, at: Instant(nanoseconds: world.now))
+    let directives = recorder.handle(event, at: Instant(nanoseconds: world.now), by: &core)
     let second = world.now / 1_000_000_000
     eventsInSecond = eventsInSecond.second == second ? (second, eventsInSecond.count + 1) : (second, 1)
     world.checkLoad(node, events: eventsInSecond.count, directives: directives)
