@@ -84,28 +84,56 @@ struct WhyRendering {
     }
   }
 
+  private struct Step {
+    var event: JournalEvent
+    /// What became of it: "promoted", "ALONE ready".
+    var changes: [String] = []
+  }
+
+  /// A change of state is told with the decision that made it, not once more after it.
+  private func steps(_ incident: [JournalEvent]) -> [Step] {
+    var steps: [Step] = []
+    /// Where each node last told of each module.
+    var last: [String: Int] = [:]
+    for event in incident {
+      let teller = "\(event.node) \(event.module ?? "")"
+      if event.kind == .state || event.kind == .promoted, let index = last[teller],
+        event.sentence.hasSuffix(": \(steps[index].event.sentence)")
+      {
+        steps[index].changes.append(String(event.sentence.dropLast(steps[index].event.sentence.count + 2)))
+        continue
+      }
+      last[teller] = steps.count
+      steps.append(Step(event: event))
+    }
+    return steps
+  }
+
   private func story(_ incident: [JournalEvent], _ now: WallTime) -> [String] {
     guard let first = incident.first, let last = incident.last else { return [] }
-    let length = incident.count == 1 ? "" : ", \(incident.count) steps in \(Wording.seconds(last.time - first.time))"
+    let steps = steps(incident)
+    let length = steps.count == 1 ? "" : ", \(steps.count) steps in \(Wording.seconds(last.time - first.time))"
     let age = Wording.roughly(seconds: (now - last.time).components.seconds)
     var table = Table()
     table.indent = "  "
     table.rightAligned = [1]
     var previous = first.time
-    for event in incident {
+    for step in steps {
+      let event = step.event
       // Clocks of two hosts may put an answer before its question by a little.
-      let step = max(0, event.time.milliseconds - previous.milliseconds)
+      let time = max(0, event.time.milliseconds - previous.milliseconds)
       previous = max(previous, event.time)
       table.add([
         Styled(event.time.localTimeOfDay + "." + padded(event.time.millisecondsOfSecond), .dim),
-        Styled(step == 0 ? "" : "+\(seconds(step))"), Styled(event.node), Styled(sentence(event), colour(event)),
+        Styled(time == 0 ? "" : "+\(seconds(time))"), Styled(event.node), Styled(sentence(step), colour(event)),
       ])
     }
     return ["\(first.time.localDate) \(first.time.localTimeOfDay)\(length), \(age) ago"] + table.lines(console)
   }
 
-  private func sentence(_ event: JournalEvent) -> String {
-    (event.module.map { "\($0): " } ?? "") + event.sentence + (event.rule.map { " [\($0)]" } ?? "")
+  private func sentence(_ step: Step) -> String {
+    (step.event.module.map { "\($0): " } ?? "") + step.event.sentence + (step.event.rule.map { " [\($0)]" } ?? "")
+      + (step.changes.isEmpty ? "" : " -> " + Wording.list(step.changes))
   }
 
   private func colour(_ event: JournalEvent) -> Colour? {

@@ -20,6 +20,9 @@ public final class Daemon: ModuleSurroundings, Sendable {
   /// How often the peer's account of the modules and the engines' reports are fetched.
   static let reportEvery: Duration = .seconds(1)
   static let reportTimeout: Duration = .seconds(2)
+  /// How long a node that is heard may take to answer.
+  private static let meetingTimeout: Duration = .seconds(5)
+  private static let meetingRetry: Duration = .milliseconds(500)
 
   struct KnownLink: Sendable {
     var state: LinkState
@@ -319,16 +322,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
       alive ? "\(name) is here" : "\(name) is lost: silent on every link")
     for runner in runners { runner.push(alive ? .nodeAlive : .nodeLost) }
     if !alive { state.withLock { $0.services }?.channel.dropConnections() }
-    if alive {
-      exchangeWishes()
-      reconcileWhenMet()
-    }
-  }
-
-  private func reconcileWhenMet() {
-    do { try HostThread.start(name: "reconcile") { self.reconcileCluster() } } catch {
-      record(.cluster, .warning, "\(error)")
-    }
+    if alive { meetPeer(comparesCluster: true) }
   }
 
   func peerRestarted(boot: String) {
@@ -337,7 +331,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
       return Array(state.runners.values)
     }
     for runner in runners { runner.push(.nodeRestarted) }
-    exchangeWishes()
+    meetPeer(comparesCluster: false)
   }
 
   func linkChanged(_ link: String, _ linkState: LinkState, _ why: String) {
@@ -356,19 +350,31 @@ public final class Daemon: ModuleSurroundings, Sendable {
     return reply
   }
 
-  /// The operator's wishes meet: on each module the newer one holds on both nodes.
-  func exchangeWishes() {
-    let mine = snapshot().runners.mapValues(\.wish)
-    guard !mine.isEmpty else { return }
+  /// The operator's wishes meet: on each module the newer one holds on both nodes. A node that is heard may not answer yet, its
+  /// vmhad is starting: it is asked again for a while, and only what fails then is told.
+  private func meetPeer(comparesCluster: Bool) {
     do {
-      try HostThread.start(name: "wishes") {
-        do {
-          guard case .wishes(let theirs) = try self.callPeer(.wishes(mine), timeout: .seconds(5)) else { return }
-          self.follow(theirs)
-        } catch { self.record(.daemon, .warning, "the wishes for the modules were not exchanged: \(error)") }
+      try HostThread.start(name: "meet-peer") {
+        let end = monotonicNow() + Self.meetingTimeout
+        while true {
+          do {
+            guard case .wishes(let theirs) = try self.callPeer(self.ownWishes, timeout: Self.meetingTimeout) else {
+              break
+            }
+            self.follow(theirs)
+            break
+          } catch {
+            guard self.peerAlive == true, monotonicNow() < end, !self.isStopping(within: Self.meetingRetry) else {
+              return self.record(.daemon, .warning, "the wishes for the modules were not exchanged: \(error)")
+            }
+          }
+        }
+        if comparesCluster { self.reconcileCluster() }
       }
     } catch { record(.daemon, .warning, "\(error)") }
   }
+
+  private var ownWishes: PeerRequest { .wishes(snapshot().runners.mapValues(\.wish)) }
 
   func follow(_ wishes: [ModuleName: Wish]) {
     for (name, wish) in wishes { runner(name)?.push(.wish(wish)) }

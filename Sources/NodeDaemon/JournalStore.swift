@@ -9,6 +9,9 @@ struct JournalStore: Sendable {
   /// Rows are removed after this many more were written.
   static let pruneEveryRows: Int64 = 1000
   private static let schemaVersion = 1
+  /// Ids begin anew above the next multiple of this each time the file is opened: rows that a power cut took may be known by
+  /// their ids elsewhere (the peer's copy, a client's cursor).
+  static let idsPerOpening: Int64 = 1_000_000
 
   struct Opened {
     var store: JournalStore
@@ -51,6 +54,8 @@ struct JournalStore: Sendable {
     configuration.maximumReaderCount = 3
     // Somebody may look at it with sqlite3.
     configuration.busyMode = .timeout(2)
+    // What is told of a crash must have survived it.
+    configuration.prepareDatabase { try $0.execute(sql: "PRAGMA synchronous = FULL") }
     let pool = try DatabasePool(path: path, configuration: configuration)
     let lastID = try pool.write { database in
       let verdict = try String.fetchOne(database, sql: "PRAGMA quick_check(1)")
@@ -60,7 +65,9 @@ struct JournalStore: Sendable {
       if version == 0 { try create(database) }
       return try Int64.fetchOne(database, sql: "SELECT max(id) FROM event") ?? 0
     }
-    return Opened(store: JournalStore(pool: pool), lastID: lastID, damage: nil)
+    return Opened(
+      store: JournalStore(pool: pool), lastID: lastID == 0 ? 0 : (lastID / idsPerOpening + 1) * idsPerOpening,
+      damage: nil)
   }
 
   private static func create(_ database: Database) throws {

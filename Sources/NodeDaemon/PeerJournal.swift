@@ -81,7 +81,7 @@ final class PeerJournal: Sendable {
       }
       try state.store.write(events, rowCountMax: Self.rowCountMax)
       state.lastID = events.last?.id ?? state.lastID
-      let isWhole = state.lastID >= piece.lastID
+      let isWhole = piece.events.isEmpty || state.lastID >= piece.lastID
       state.knownUntil = isWhole ? asked : events.last?.time ?? state.knownUntil
       return !isWhole && !events.isEmpty
     }

@@ -82,6 +82,8 @@ import Testing
         Samples.event(
           0, "node1 is lost", kind: .nodeLost, module: nil, node: "node2", severity: .warning, after: 100_000))
       state.append(Samples.event(0, "goes on alone", node: "node2", severity: .warning, rule: "R4", after: 100_877))
+      state.append(Samples.event(0, "promoted: goes on alone", kind: .promoted, node: "node2", after: 100_877))
+      state.append(Samples.event(0, "ALONE transient: goes on alone", kind: .state, node: "node2", after: 100_878))
       state.append(Samples.event(0, "the guest runs", node: "node2", after: 113_000))
       state.peerClockAhead = -1500
       state.status.time = WallTime(milliseconds: Samples.time.milliseconds + 413_000)
@@ -95,7 +97,7 @@ import Testing
 
         \(Samples.time.localDate) \(time(100_000)), 3 steps in 13.0 s, 5 min ago
           \(time(100_000)).123            node2  node1 is lost
-          \(time(101_000)).000  +0.877 s  node2  vm1: goes on alone [R4]
+          \(time(101_000)).000  +0.877 s  node2  vm1: goes on alone [R4] -> promoted, ALONE transient
           \(time(113_000)).123   +12.1 s  node2  vm1: the guest runs
 
         What node2 did after \(Samples.time.localDate) \(time(0)) is not known here.
@@ -105,7 +107,7 @@ import Testing
     let both = try await vmha(["why", "vm1", "-n", "2"], on: fake)
     #expect(both.output.contains("long ago") && !result.output.contains("long ago"))
     let json = try await vmha(["why", "--json"], on: fake)
-    #expect(try ControlCoding.decode(Timeline.self, from: Data(json.output.utf8)).events.count == 4)
+    #expect(try ControlCoding.decode(Timeline.self, from: Data(json.output.utf8)).events.count == 6)
     #expect(try await vmha(["why", "nosuch"], on: fake).status == .refused)
     #expect(try await vmha(["why", "-n", "0"], on: fake).status == .usage)
     #expect(try await vmha(["why", "--decisions"], on: fake).status == .usage)
