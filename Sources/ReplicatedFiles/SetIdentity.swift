@@ -13,11 +13,17 @@ enum AccessLists {
     do throws(Errno) {
       return try Backing.getAttribute(object, name, into: UnsafeMutableRawBufferPointer(start: nil, count: 0)) > 0
     } catch {
-      // The second: a file system without access lists.
-      if error.code == ENODATA || error.code == ENOTSUP { return false }
+      if isAbsence(error) { return false }
       throw error
     }
   }
+
+  static func remove(_ name: [UInt8], from object: Int32) throws(Errno) {
+    do throws(Errno) { try Backing.removeAttribute(object, name) } catch { if !isAbsence(error) { throw error } }
+  }
+
+  /// The second: a file system without access lists.
+  private static func isAbsence(_ error: Errno) -> Bool { error.code == ENODATA || error.code == ENOTSUP }
 }
 
 /// What a change by an ordinary user takes from a file beside what was asked for. The engine is root, from whom the backing file

@@ -32,7 +32,8 @@ struct PosixModelTests {
       Issue.record("seed \(seed), \(steps.count) steps: \(failure)\nthe shortest found: \(why)\n\(Stage.text(least))")
       return
     }
-    #expect(try stage.nodesDiffer(layout: true) == [])
+    let differences = try stage.nodesDiffer(layout: true)
+    #expect(differences == [])
     #expect(stage.pair.one.engine.report().session != nil, "nothing that a guest asks for ends the session")
   }
 
@@ -65,11 +66,13 @@ struct PosixModelTests {
         default: break
         }
       }
-      #expect(resyncFailure.withLock { $0 } == nil)
+      let ended = resyncFailure.withLock { $0 }
+      #expect(ended == nil)
       if let failure {
         Issue.record("seed \(seed), with a resync from step \(steps.count / 2) on: \(failure)\n\(Stage.text(steps))")
       }
-      #expect(try stage.nodesDiffer(layout: false) == [], "seed \(seed)")
+      let differences = try stage.nodesDiffer(layout: false)
+      #expect(differences == [], "seed \(seed)")
     }
   }
 
@@ -92,9 +95,11 @@ struct PosixModelTests {
       }
     }
     for thread in threads { thread.join() }
-    #expect(failures.withLock { $0 } == [])
+    let found = failures.withLock { $0 }
+    #expect(found == [])
     #expect(try SharedWriter.check(shared, writers: 4, steps: Self.steps) == nil)
-    #expect(try stage.nodesDiffer(layout: true) == [])
+    let differences = try stage.nodesDiffer(layout: true)
+    #expect(differences == [])
   }
 }
 

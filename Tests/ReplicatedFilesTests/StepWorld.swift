@@ -147,6 +147,10 @@ final class StepWorld {
   /// empty, and a file that has something to find is said to.
   private func seek(_ file: Int32, _ offset: Int, _ whence: Int32) -> Outcome {
     let result = lseek(file, offset, whence)
+    let code = errno
+    // The place stays the same in both worlds.
+    lseek(file, offset & 0xFFFF, SEEK_SET)
+    errno = code
     guard result >= 0, whence == 3 else { return result < 0 ? outcome(result) : Outcome(result: 0) }
     var bytes = [UInt8](repeating: 0, count: min(result - offset, 1 << 20))
     let count = pread(file, &bytes, bytes.count, offset)
