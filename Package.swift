@@ -116,6 +116,8 @@ let package = Package(
       ]),
     tests("CommandLineTool", ["Model", "ControlAPI", "ControlTestSupport"]),
     tests("Drills", ["Model", "ControlAPI", "ControlTestSupport"]),
+    .testTarget(
+      name: "FuzzTests", dependencies: ["Model", "Replication", "HostSystem", "NodeDaemon"], swiftSettings: strict),
     .testTarget(name: "LabTests", swiftSettings: strict),
   ],
   swiftLanguageModes: [.v6]
