@@ -102,7 +102,8 @@ let package = Package(
     tests("Replication", ["Model"]),
     tests("ModuleConfig", ["Model", "HostSystem"]),
     tests("VirtualMachines", ["Model", "HostSystem", "CLibvirt"]),
-    tests("ReplicatedFiles", ["Model", "Replication", "HostSystem", "SecureLinks", "CFuse3"]),
+    .target(name: "CPosixCalls", path: "Tests/CPosixCalls"),
+    tests("ReplicatedFiles", ["Model", "Replication", "HostSystem", "SecureLinks", "CFuse3", "CPosixCalls"]),
     .target(
       name: "ControlTestSupport", dependencies: ["ControlAPI", "ControlHTTP", "Model", log],
       path: "Tests/ControlTestSupport", swiftSettings: strict),
@@ -115,6 +116,8 @@ let package = Package(
       ]),
     tests("CommandLineTool", ["Model", "ControlAPI", "ControlTestSupport"]),
     tests("Drills", ["Model", "ControlAPI", "ControlTestSupport"]),
+    .testTarget(
+      name: "FuzzTests", dependencies: ["Model", "Replication", "HostSystem", "NodeDaemon"], swiftSettings: strict),
     .testTarget(name: "LabTests", swiftSettings: strict),
   ],
   swiftLanguageModes: [.v6]

@@ -83,6 +83,7 @@ enum { VMHA_UTIME_NOW = (1L << 30) - 1L, VMHA_UTIME_OMIT = (1L << 30) - 2L };
 enum { VMHA_MNT_DETACH = 2 };
 static const int VMHA_O_PATH = 010000000;
 static const int VMHA_O_NOATIME = 01000000;
+static const int VMHA_O_TMPFILE = 020000000 | O_DIRECTORY;
 static const int VMHA_AT_EMPTY_PATH = 0x1000;
 
 static inline int vmha_rename(int from_folder, const char *from, int to_folder, const char *to, unsigned int flags) {

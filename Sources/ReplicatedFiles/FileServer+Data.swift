@@ -4,15 +4,19 @@ import Replication
 
 /// Changes of file contents and requests for durability.
 extension FileServer {
+  /// A write is sent while it is applied, so what this file system would refuse is refused, or cut, before: a write that fails
+  /// ends the session and counts as a broken disk.
   func write(
-    _ request: KernelRequest, _ number: UInt64, descriptor: Int32, bytes: UnsafeRawBufferPointer, offset: off_t
+    _ request: KernelRequest, _ number: UInt64, descriptor: Int32, bytes: UnsafeRawBufferPointer, offset: off_t,
+    caller: Caller
   ) {
-    guard offset >= 0, UInt64(offset) + UInt64(bytes.count) <= UInt64(Int64.max) else {
-      return fail(request, Errno(EFBIG))
-    }
     guard !bytes.isEmpty else { return answer(request, .written(0)) }
+    guard offset >= 0, UInt64(offset) < fileBytesMax else { return fail(request, Errno(EFBIG)) }
+    let count = Int(min(UInt64(bytes.count), fileBytesMax - UInt64(offset)))
+    dropSetID(request, number, descriptor: descriptor, of: caller)
     let action = GuestRequest.Action.write(
-      descriptor: descriptor, offset: UInt64(offset), payload: Payload(copying: bytes))
+      descriptor: descriptor, offset: UInt64(offset),
+      payload: Payload(copying: UnsafeRawBufferPointer(rebasing: bytes[..<count])))
     sink.submit(GuestRequest(request, file: fileID(number), action))
   }
 
@@ -22,7 +26,8 @@ extension FileServer {
   }
 
   func allocate(
-    _ request: KernelRequest, _ number: UInt64, descriptor: Int32, mode: Int32, offset: off_t, length: off_t
+    _ request: KernelRequest, _ number: UInt64, descriptor: Int32, mode: Int32, offset: off_t, length: off_t,
+    caller: Caller
   ) {
     let mode = AllocationMode(rawValue: UInt32(bitPattern: mode))
     guard AllocationMode.known.isSuperset(of: mode) else { return fail(request, Errno(EOPNOTSUPP)) }
@@ -31,6 +36,7 @@ extension FileServer {
     }
     let from = UInt64(offset)
     let count = UInt64(length)
+    dropSetID(request, number, descriptor: descriptor, of: caller)
     let range = mode.movesData ? wholeFile : from..<(from + count)
     let intent = from..<(mode.movesData ? UInt64.max : from + count)
     let action = GuestRequest.Action.range(range, intent: intent) { [self] () throws(Errno) in
@@ -42,7 +48,8 @@ extension FileServer {
   }
 
   /// chmod, chown, truncate, utimens, in any combination, as the kernel sends them.
-  func setAttributes(_ request: KernelRequest, _ number: UInt64, _ wanted: stat, mask: Int32) {
+  func setAttributes(_ request: KernelRequest, _ number: UInt64, _ given: stat, mask givenMask: Int32, caller: Caller) {
+    let (wanted, mask) = withoutSetID(request, number, given, givenMask, caller)
     let change: GuestRequest.Change = { [self] () throws(Errno) in
       let node = try nodes.node(number)
       var applied = AttributeChange()
@@ -65,6 +72,19 @@ extension FileServer {
     let wantedSize = UInt64(max(wanted.st_size, 0))
     let intent = min(size, wantedSize)..<max(size, wantedSize)
     sink.submit(GuestRequest(request, file: fileID(number), .range(wholeFile, intent: intent, change)))
+  }
+
+  private func withoutSetID(
+    _ request: KernelRequest, _ number: UInt64, _ given: stat, _ mask: Int32, _ caller: Caller
+  ) -> (stat, Int32) {
+    guard mask & (FUSE_SET_ATTR_SIZE | FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID) != 0, !caller.keepsSetID,
+      let status = try? Backing.status(nodes.node(number).descriptor)
+    else { return (given, mask) }
+    let taken = takenSetID(request, status, caller)
+    guard taken != 0 else { return (given, mask) }
+    var wanted = given
+    wanted.st_mode = (mask & FUSE_SET_ATTR_MODE != 0 ? given.st_mode : status.st_mode) & ~taken
+    return (wanted, mask | FUSE_SET_ATTR_MODE)
   }
 
   /// Fills `applied` with the exact values after each step that worked.

@@ -6,6 +6,10 @@ import Replication
 struct Caller: Sendable {
   let user: uid_t
   let group: gid_t
+  let umask: mode_t
+
+  /// By CAP_FSETID, which a file server cannot see: root has it as a rule, and nobody else.
+  var keepsSetID: Bool { user == 0 }
 }
 
 /// Changes of names and attributes. Each is applied here first and sent only if it worked.
@@ -24,9 +28,10 @@ extension FileServer {
       let name = try checked(name)
       let folder = try nodes.node(parent)
       let descriptor = try Backing.create(
-        folder.descriptor, name.bytes, flags: flags & O_ACCMODE | VMHA_O_NOATIME, mode: mode & 0o7777)
+        folder.descriptor, name.bytes, flags: flags & O_ACCMODE | VMHA_O_NOATIME,
+        mode: try permissions(mode, in: folder, of: caller))
       do throws(Errno) {
-        let (node, status) = try adopt(folder, name, mode: mode, caller: caller)
+        let (node, status) = try adopt(folder, name, type: S_IFREG, caller: caller)
         opened(descriptor)
         return AppliedChange(
           operation: .create(parent: fileID(parent), name: name, newObject(node, status)),
@@ -42,8 +47,8 @@ extension FileServer {
     change(request, parent) { [self] () throws(Errno) in
       let name = try checked(name)
       let folder = try nodes.node(parent)
-      try Backing.makeFolder(folder.descriptor, name.bytes, mode: mode & 0o7777)
-      let (node, status) = try adopt(folder, name, mode: mode | S_IFDIR, caller: caller)
+      try Backing.makeFolder(folder.descriptor, name.bytes, mode: try permissions(mode, in: folder, of: caller))
+      let (node, status) = try adopt(folder, name, type: S_IFDIR, caller: caller)
       return AppliedChange(
         operation: .makeDirectory(parent: fileID(parent), name: name, newObject(node, status)),
         reply: .entry(node, status))
@@ -52,13 +57,14 @@ extension FileServer {
 
   func makeNode(_ request: KernelRequest, parent: UInt64, name: [UInt8], mode: mode_t, caller: Caller) {
     let type = mode & S_IFMT
-    // Sockets and devices mean something on one host only.
-    guard type == S_IFREG || type == S_IFIFO else { return fail(request, Errno(EPERM)) }
+    // A device means something on one host only, and the mount would not let anyone open it.
+    guard type == S_IFREG || type == S_IFIFO || type == S_IFSOCK else { return fail(request, Errno(EPERM)) }
     change(request, parent) { [self] () throws(Errno) in
       let name = try checked(name)
       let folder = try nodes.node(parent)
-      try Backing.makeNode(folder.descriptor, name.bytes, mode: type | mode & 0o7777)
-      let (node, status) = try adopt(folder, name, mode: mode, caller: caller)
+      try Backing.makeNode(
+        folder.descriptor, name.bytes, mode: type | (try permissions(mode, in: folder, of: caller)))
+      let (node, status) = try adopt(folder, name, type: type, caller: caller)
       let object = newObject(node, status)
       return AppliedChange(
         operation: type == S_IFREG
@@ -74,7 +80,7 @@ extension FileServer {
       guard let target = LinkTarget(target) else { throw Errno(ENAMETOOLONG) }
       let folder = try nodes.node(parent)
       try Backing.makeSymlink(folder.descriptor, name.bytes, target: target.bytes)
-      let (node, status) = try adopt(folder, name, mode: S_IFLNK | 0o777, caller: caller)
+      let (node, status) = try adopt(folder, name, type: S_IFLNK, caller: caller)
       return AppliedChange(
         operation: .makeSymlink(parent: fileID(parent), name: name, newObject(node, status), target: target),
         reply: .entry(node, status))
@@ -126,13 +132,15 @@ extension FileServer {
     }
   }
 
-  func setExtendedAttribute(_ request: KernelRequest, _ number: UInt64, name: [UInt8], value: [UInt8], flags: Int32) {
+  func setExtendedAttribute(
+    _ request: KernelRequest, _ number: UInt64, name: [UInt8], value: [UInt8], flags: Int32, caller: Caller
+  ) {
+    if name == AccessLists.ofObject { dropSetGroup(request, number, of: caller) }
     change(request, number) { [self] () throws(Errno) in
       guard let name = AttributeName(name) else { throw Errno(ERANGE) }
       guard !FileIdentities.isOurs(name.bytes) else { throw Errno(EPERM) }
       guard value.count <= FileOperation.attributeValueBytesMax else { throw Errno(E2BIG) }
       let node = try nodes.node(number)
-      guard node.type != S_IFLNK else { throw Errno(ENOTSUP) }
       try Backing.setAttribute(node.descriptor, name.bytes, value, flags: flags)
       return AppliedChange(
         operation: .setExtendedAttribute(fileID(number), name: name, value: value), reply: .done)
@@ -144,7 +152,6 @@ extension FileServer {
       guard let name = AttributeName(name) else { throw Errno(ERANGE) }
       guard !FileIdentities.isOurs(name.bytes) else { throw Errno(EPERM) }
       let node = try nodes.node(number)
-      guard node.type != S_IFLNK else { throw Errno(ENOTSUP) }
       try Backing.removeAttribute(node.descriptor, name.bytes)
       return AppliedChange(operation: .removeExtendedAttribute(fileID(number), name: name), reply: .done)
     }
@@ -152,18 +159,24 @@ extension FileServer {
 
   // MARK: new objects
 
-  /// Gives a new object its owner and mode; on failure it is removed again, so that a request fails as a whole.
-  private func adopt(_ folder: Node, _ name: FileName, mode: mode_t, caller: Caller) throws(Errno) -> (Node, stat) {
-    let type = mode & S_IFMT
+  /// The permissions to make an object with. The umask does not count where the folder has a default access list, which the
+  /// backing file system applies by itself.
+  private func permissions(_ mode: mode_t, in folder: Node, of caller: Caller) throws(Errno) -> mode_t {
+    let hasDefault = try AccessLists.isPresent(AccessLists.ofNewObjects, on: folder.descriptor)
+    return mode & 0o7777 & (hasDefault ? 0o7777 : ~caller.umask)
+  }
+
+  /// Gives a new object its owner; on failure it is removed again, so that a request fails as a whole.
+  private func adopt(_ folder: Node, _ name: FileName, type: mode_t, caller: Caller) throws(Errno) -> (Node, stat) {
     do throws(Errno) {
       let object = try Backing.lookUp(folder.descriptor, name.bytes)
       do throws(Errno) {
         let parent = try Backing.status(folder.descriptor)
         let inherits = parent.st_mode & S_ISGID != 0
+        let made = try Backing.status(object)
         try Backing.setOwner(object, user: caller.user, group: inherits ? parent.st_gid : caller.group)
-        let wanted = mode & 0o7777 | (inherits && type == S_IFDIR ? S_ISGID : 0)
         // A change of owner takes the set-id bits away.
-        if wanted & 0o6000 != 0, type != S_IFLNK { try Backing.setMode(object, wanted) }
+        if made.st_mode & 0o6000 != 0, type != S_IFLNK { try Backing.setMode(object, made.st_mode) }
       } catch {
         close(object)
         throw error

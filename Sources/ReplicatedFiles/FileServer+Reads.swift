@@ -102,7 +102,10 @@ extension FileServer {
   func getExtendedAttribute(_ request: KernelRequest, _ number: UInt64, name: [UInt8], size: Int) {
     readExtended(request, number, size: size) { (object, buffer) throws(Errno) in
       guard !FileIdentities.isOurs(name) else { throw Errno(ENODATA) }
-      return try Backing.getAttribute(object, name, into: buffer)
+      do throws(Errno) { return try Backing.getAttribute(object, name, into: buffer) } catch {
+        // To the kernel, which asks when it checks permissions, a file system without access lists has none, not an error.
+        throw error.code == ENOTSUP && AccessLists.isOne(name) ? Errno(ENODATA) : error
+      }
     }
   }
 
@@ -131,7 +134,6 @@ extension FileServer {
   ) {
     do throws(Errno) {
       let node = try nodes.node(number)
-      guard node.type != S_IFLNK else { throw Errno(ENOTSUP) }
       if size == 0 {
         fuse_reply_xattr(request.raw, try read(node.descriptor, UnsafeMutableRawBufferPointer(start: nil, count: 0)))
         return

@@ -15,11 +15,14 @@ protocol GuestRequestSink: Sendable {
 final class FileServer: Sendable {
   let nodes: NodeTable
   let sink: any GuestRequestSink
+  /// The longest file the backing file system takes.
+  let fileBytesMax: UInt64
   /// Data descriptors and directory streams that are open, so that a forced unmount can close them.
   private let handles = Mutex(Set<Int32>())
   private let folders = Mutex(Set<UInt64>())
 
   init(root: Int32, sink: any GuestRequestSink) throws(Errno) {
+    fileBytesMax = Backing.fileBytesMax(root)
     nodes = try NodeTable(root: root)
     self.sink = sink
   }

@@ -37,8 +37,8 @@ private func serve(_ raw: fuse_req_t?, _ body: (FileServer, KernelRequest) -> Vo
 }
 
 private func caller(_ request: KernelRequest) -> Caller {
-  guard let context = fuse_req_ctx(request.raw) else { return Caller(user: 0, group: 0) }
-  return Caller(user: context.pointee.uid, group: context.pointee.gid)
+  guard let context = fuse_req_ctx(request.raw) else { return Caller(user: 0, group: 0, umask: 0) }
+  return Caller(user: context.pointee.uid, group: context.pointee.gid, umask: context.pointee.umask)
 }
 
 private func descriptor(_ info: UnsafeMutablePointer<fuse_file_info>?) -> Int32 {
@@ -48,6 +48,8 @@ private func descriptor(_ info: UnsafeMutablePointer<fuse_file_info>?) -> Int32 
 /// What the kernel is promised at the start of a mount.
 private func negotiate(_ connection: UnsafeMutablePointer<fuse_conn_info>) {
   var wanted = connection.pointee.want | connection.pointee.capable & UInt32(FUSE_CAP_ASYNC_DIO)
+  // Access control lists are enforced by the kernel; then the umask is ours to apply, because a folder's default list replaces it.
+  wanted |= connection.pointee.capable & UInt32(FUSE_CAP_POSIX_ACL | FUSE_CAP_DONT_MASK)
   // Truncation must come as a request of its own (it is ordered and replicated), and set-id bits are the kernel's work.
   wanted &= ~UInt32(FUSE_CAP_ATOMIC_O_TRUNC | FUSE_CAP_HANDLE_KILLPRIV | FUSE_CAP_WRITEBACK_CACHE)
   wanted &= ~UInt32(FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_WRITE | FUSE_CAP_SPLICE_MOVE)
@@ -149,7 +151,7 @@ private func addNames(_ table: inout fuse_lowlevel_ops) {
     serve(raw) {
       $0.setExtendedAttribute(
         $1, UInt64(number), name: bytes(name), value: Array(UnsafeRawBufferPointer(start: value, count: size)),
-        flags: flags)
+        flags: flags, caller: caller($1))
     }
   }
   table.removexattr = { raw, number, name in
@@ -162,7 +164,7 @@ private func addData(_ table: inout fuse_lowlevel_ops) {
     serve(raw) {
       $0.write(
         $1, UInt64(number), descriptor: descriptor(info), bytes: UnsafeRawBufferPointer(start: data, count: size),
-        offset: offset)
+        offset: offset, caller: caller($1))
     }
   }
   // Closing a file promises nothing; what must be durable is asked for by fsync.
@@ -181,13 +183,14 @@ private func addData(_ table: inout fuse_lowlevel_ops) {
   table.fallocate = { raw, number, mode, offset, length, info in
     serve(raw) {
       $0.allocate(
-        $1, UInt64(number), descriptor: descriptor(info), mode: mode, offset: offset, length: length)
+        $1, UInt64(number), descriptor: descriptor(info), mode: mode, offset: offset, length: length,
+        caller: caller($1))
     }
   }
   table.setattr = { raw, number, wanted, mask, _ in
     serve(raw) { server, request in
       guard let wanted else { return server.fail(request, Errno(EINVAL)) }
-      server.setAttributes(request, UInt64(number), wanted.pointee, mask: mask)
+      server.setAttributes(request, UInt64(number), wanted.pointee, mask: mask, caller: caller(request))
     }
   }
 }

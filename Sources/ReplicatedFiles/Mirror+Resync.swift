@@ -208,6 +208,7 @@ extension Mirror {
   ) throws(EngineError) {
     var folders: [TreePath: FileID] = [:]
     var seen: Set<FileID> = []
+    var linked: [FileID: ManifestEntry] = [:]
     var identities: Set<FileIdentity> = []
     let intents = state.withLock { $0.intents }
     var (entries, attributes): (UInt32, UInt32) = (0, 0)
@@ -215,7 +216,15 @@ extension Mirror {
     try TreeWalk.visit(root: root) { (found) throws(EngineError) in
       if found.type == S_IFDIR { folders[found.path] = found.id }
       let parent = found.path.parent.flatMap { folders[$0] }
-      session.enqueue(FrameHead.bytes(.manifestEntry(ManifestEntry(found, parent: parent)), session: session.id))
+      var entry = ManifestEntry(found, parent: parent)
+      if found.status.st_nlink > 1, found.type != S_IFDIR {
+        // Under each name the same, although looking at a symbolic link changes its time of access.
+        let place = entry.place
+        entry = linked[found.id] ?? entry
+        linked[found.id] = entry
+        entry.place = place
+      }
+      session.enqueue(FrameHead.bytes(.manifestEntry(entry), session: session.id))
       entries += 1
       if seen.insert(found.id).inserted {
         if !identityOnly, found.type == S_IFREG, let intents {

@@ -148,7 +148,7 @@ enum Backing {
     _ = try retrying { utimensat(object, "", times, VMHA_AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) }
   }
 
-  // MARK: extended attributes (not of symbolic links: there is no way to name them by descriptor)
+  // MARK: extended attributes (the link in /proc leads to the object itself, also if that is a symbolic link)
 
   static func getAttribute(
     _ object: Int32, _ name: [UInt8], into buffer: UnsafeMutableRawBufferPointer
@@ -179,6 +179,23 @@ enum Backing {
   }
 
   // MARK: data
+
+  /// The longest file that the file system of a folder takes, in bytes; no file system tells, so an unnamed file is made that long.
+  /// One that makes no unnamed files is taken to have no limit.
+  static func fileBytesMax(_ folder: Int32) -> UInt64 {
+    let file = open(procPath(folder), VMHA_O_TMPFILE | O_RDWR | O_CLOEXEC, 0o600)
+    guard file >= 0 else { return UInt64(Int64.max) }
+    defer { close(file) }
+    // The first is possible, the second is not.
+    var (low, high) = (Int64(0), Int64.max)
+    guard ftruncate(file, off_t(high)) != 0 else { return UInt64(high) }
+    while high - low > 1 {
+      let middle = low + (high - low) / 2
+      if ftruncate(file, off_t(middle)) == 0 { low = middle } else { high = middle }
+    }
+    // A disk that refuses for another reason is found out by the first write.
+    return low > 0 ? UInt64(low) : UInt64(Int64.max)
+  }
 
   /// Bytes handed to the kernel at once. A larger write makes a folio of its own size in the page cache, and ext4 (since
   /// Linux 6.16) looks at every block of a folio at each later small write into it: after writes of 1 MiB a write of 4 KiB

@@ -104,6 +104,10 @@ enum TreeRepair {
       }
     case nil: throw Errno(EINVAL)
     }
+    guard entry.type != .symlink else { return }
+    // A folder's default access list is for what is made in it; on the source this may have come there by a rename.
+    let object = OwnedDescriptor(try Backing.lookUp(folder, name.bytes))
+    for list in [AccessLists.ofObject, AccessLists.ofNewObjects] { try AccessLists.remove(list, from: object.number) }
   }
 
   // MARK: by path, from the root, never through a symbolic link

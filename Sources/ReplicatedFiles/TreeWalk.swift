@@ -18,8 +18,9 @@ struct FoundObject {
 /// Visits a tree, parents before their children, by descriptors only. Symbolic links are not followed and other file
 /// systems are refused: their contents would not be replicated.
 enum TreeWalk {
-  /// Deeper trees are refused: each level holds a descriptor open.
-  static let depthMax = 256
+  /// Folders below each other. Deeper trees are refused: each level holds a descriptor open. No path of 4096 bytes, the most the
+  /// kernel takes, leads deeper.
+  static let depthMax = 2048
 
   /// With `skipsVanished` what is removed during the walk is passed over; without, the tree must hold still.
   static func visit(
@@ -28,7 +29,22 @@ enum TreeWalk {
     let status: stat
     do { status = try Backing.status(root) } catch { throw unreadable(TreePath(), error) }
     try use(FoundObject(path: TreePath(), descriptor: root, status: status, target: nil))
-    try visitChildren(of: root, TreePath(), Walk(device: status.st_dev, skipsVanished: skipsVanished), use)
+    let walk = Walk(device: status.st_dev, skipsVanished: skipsVanished)
+    var levels = try Level(of: root, TreePath(), walk).map { [$0] } ?? []
+    defer { for level in levels { level.end() } }
+    while let level = levels.indices.last {
+      guard let name = levels[level].names.popLast() else {
+        levels.removeLast().end()
+        continue
+      }
+      guard let found = try object(name, in: levels[level], walk) else { continue }
+      var isKept = false
+      defer { if !isKept { close(found.descriptor) } }
+      try use(found)
+      guard found.type == S_IFDIR, let below = try Level(of: found.descriptor, found.path, walk) else { continue }
+      levels.append(below)
+      isKept = true
+    }
   }
 
   private struct Walk {
@@ -37,39 +53,54 @@ enum TreeWalk {
     func passesOver(_ error: Errno) -> Bool { skipsVanished && error.code == ENOENT }
   }
 
-  private static func visitChildren(
-    of folder: Int32, _ path: TreePath, _ walk: Walk, _ use: (FoundObject) throws(EngineError) -> Void
-  ) throws(EngineError) {
-    guard path.names.count < depthMax else {
-      throw EngineError(.backing, "\(path) lies deeper than \(depthMax) folders, which vmha does not replicate")
+  /// A folder whose children are being visited.
+  private struct Level {
+    let folder: Int32
+    let path: TreePath
+    /// Those that are left, the next one last.
+    var names: [FileName]
+
+    /// Takes `folder` over unless it throws or answers nil = it has vanished. The root stays its owner's.
+    init?(of folder: Int32, _ path: TreePath, _ walk: Walk) throws(EngineError) {
+      guard path.names.count < depthMax else {
+        throw EngineError(.backing, "\(path) lies deeper than \(depthMax) folders, which vmha does not replicate")
+      }
+      do { names = try list(folder).reversed() } catch {
+        if walk.passesOver(error) { return nil }
+        throw unreadable(path, error)
+      }
+      self.folder = folder
+      self.path = path
     }
-    let names: [FileName]
-    do { names = try list(folder) } catch {
-      if walk.passesOver(error) { return }
+
+    func end() { if !path.names.isEmpty { close(folder) } }
+  }
+
+  /// Its descriptor is the caller's. nil = it has vanished.
+  private static func object(_ name: FileName, in level: Level, _ walk: Walk) throws(EngineError) -> FoundObject? {
+    let path = level.path.appending(name)
+    let object: Int32
+    do { object = try Backing.lookUp(level.folder, name.bytes) } catch {
+      if walk.passesOver(error) { return nil }
       throw unreadable(path, error)
     }
-    for name in names {
-      let childPath = path.appending(name)
-      let object: Int32
-      do { object = try Backing.lookUp(folder, name.bytes) } catch {
-        if walk.passesOver(error) { continue }
-        throw unreadable(childPath, error)
-      }
-      defer { close(object) }
+    do throws(EngineError) {
       let found: FoundObject
       do throws(Errno) {
         let status = try Backing.status(object)
         let isLink = status.st_mode & S_IFMT == S_IFLNK
         found = FoundObject(
-          path: childPath, descriptor: object, status: status,
+          path: path, descriptor: object, status: status,
           target: isLink ? LinkTarget(try Backing.linkTarget(object)) : nil)
-      } catch { throw unreadable(childPath, error) }
+      } catch { throw unreadable(path, error) }
       guard found.status.st_dev == walk.device else {
         throw EngineError(
-          .backing, "\(childPath) is another file system mounted below the backing directory: unmount it there first")
+          .backing, "\(path) is another file system mounted below the backing directory: unmount it there first")
       }
-      try use(found)
-      if found.type == S_IFDIR { try visitChildren(of: object, childPath, walk, use) }
+      return found
+    } catch {
+      close(object)
+      throw error
     }
   }
 
@@ -99,7 +130,6 @@ enum TreeWalk {
   }
 
   static func extendedAttributes(_ found: FoundObject) throws(EngineError) -> [AttributeName: [UInt8]] {
-    guard found.type != S_IFLNK else { return [:] }
     do { return try extendedAttributes(found.descriptor) } catch {
       if error.code == ENOTSUP { return [:] }
       throw EngineError(.backing, "cannot read the extended attributes of '\(found.path)': \(error)")
