@@ -47,6 +47,11 @@ extension AllLabs {
           }
           print("lab: \(survivor) served both guests after \(String(format: "%.1f", taken)) s")
           for guest in Lab.guests { try await lab.must("wait-for", "answer", guest, "--timeout", "60", within: 70) }
+          // The survivor tells both sides of the story: of the dead node from its copy of that one's journal.
+          let story = try await lab.vmha(survivor, "why", "vm1").out
+          #expect(story.contains("\(side) is lost") && story.contains("goes on alone by policy"), "\(story)")
+          let timeline = try await lab.vmha(survivor, "why", "vm1", "--json").out
+          #expect(timeline.contains("\"node\" : \"\(side)\""), "\(timeline)")
           try await Task.sleep(for: .milliseconds(alone))
           try await lab.must("boot", side)
           let synced = try await lab.until("both in sync again", on: survivor, within: 120) { view in
