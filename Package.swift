@@ -102,7 +102,10 @@ let package = Package(
     tests("Replication", ["Model"]),
     tests("ModuleConfig", ["Model", "HostSystem"]),
     tests("VirtualMachines", ["Model", "HostSystem", "CLibvirt"]),
-    tests("ReplicatedFiles", ["Model", "Replication", "HostSystem", "SecureLinks", "CFuse3"]),
+    tests("ReplicatedFiles", ["Model", "Replication", "HostSystem", "SecureLinks", "CFuse3", "vmha-faulty-engine"]),
+    .executableTarget(
+      name: "vmha-faulty-engine", dependencies: ["ReplicatedFiles", "HostSystem", "Model"], path: "Tests/FaultyEngine",
+      swiftSettings: strict),
     .target(
       name: "ControlTestSupport", dependencies: ["ControlAPI", "ControlHTTP", "Model", log],
       path: "Tests/ControlTestSupport", swiftSettings: strict),
