@@ -103,7 +103,12 @@ let package = Package(
     tests("ModuleConfig", ["Model", "HostSystem"]),
     tests("VirtualMachines", ["Model", "HostSystem", "CLibvirt"]),
     .target(name: "CPosixCalls", path: "Tests/CPosixCalls"),
-    tests("ReplicatedFiles", ["Model", "Replication", "HostSystem", "SecureLinks", "CFuse3", "CPosixCalls"]),
+    tests(
+      "ReplicatedFiles",
+      ["Model", "Replication", "HostSystem", "SecureLinks", "CFuse3", "CPosixCalls", "vmha-faulty-engine"]),
+    .executableTarget(
+      name: "vmha-faulty-engine", dependencies: ["ReplicatedFiles", "HostSystem", "Model"], path: "Tests/FaultyEngine",
+      swiftSettings: strict),
     .target(
       name: "ControlTestSupport", dependencies: ["ControlAPI", "ControlHTTP", "Model", log],
       path: "Tests/ControlTestSupport", swiftSettings: strict),

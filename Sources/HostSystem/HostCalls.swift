@@ -17,9 +17,11 @@ public enum HostCalls {
     isHooked.store(new != nil, ordering: .releasing)
   }
 
-  private static func fault(_ label: String, _ path: String) -> Int32? {
+  /// The errno a test wants this call to fail with; nil, always in production: make the call. For callers that make it
+  /// themselves; costs them one load. `path` is only asked for when there is a hook.
+  public static func fault(_ label: String, _ path: @autoclosure () -> String) -> Int32? {
     guard isHooked.load(ordering: .acquiring), let installed = hook.withLock({ $0 }) else { return nil }
-    return installed(label, path)
+    return installed(label, path())
   }
 
   /// Makes a call that answers -1 and sets errno on failure; repeats it while it is interrupted by a signal.

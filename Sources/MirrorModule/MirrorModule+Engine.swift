@@ -176,7 +176,8 @@ extension MirrorModule {
       persist { if $0.standing == .uptodate { $0.standing = .outdated } }
       fail("\(what); this copy is given up, \(settings.peerName) goes on alone", kill: false)
     case .prim, .adopting, .frozen:
-      if noSpace.contains(code) {
+      // Written, and then lost by a failed fsync: that is a lost disk, whatever the reason (R3).
+      if noSpace.contains(code), operation != "fsync" {
         // The guest got the error and libvirt pauses it; the module stays where it is (DESIGN section 3).
         return note("\(what): the guest sees the full disk", .alarm, rule: "R11")
       }

@@ -142,7 +142,7 @@ extension MirrorModule {
     guard engineReady, handshake == nil || peerAlive == false else { return }
     switch peerAlive {
     case .some(true):
-      if settings.arbiter == .none { armOnce(.patience, after: settings.detection + MirrorSettings.consentPatience) }
+      if settings.arbiter == .none { armOnce(.patience, after: settings.detection + MirrorSettings.frozenPatience) }
       if let patience = timers[.patience], patience <= now, let beat = peerBeat, !beat.isPrimary {
         return goAlonePatienceLost()
       }

@@ -34,9 +34,12 @@ public struct MirrorSettings: Sendable, Codable, Hashable {
   public static let consentRetry: Duration = .seconds(1)
   /// A request for consent without an answer counts as refused after this.
   public static let consentAnswerMax: Duration = .seconds(5)
-  /// Under policy `none`: how much longer than the detection time a frozen primary asks a peer that is there, serves
-  /// nobody and gives no consent, before the policy decides.
+  /// Under policy `none`: how much longer than the detection time a node asks a peer that is there, serves nobody and gives no
+  /// consent, before the policy decides.
   public static let consentPatience: Duration = .seconds(7)
+  /// The same for a primary whose guest is frozen meanwhile: longer than a peer that does not see this node any more takes to go
+  /// on by itself, which its heartbeat then tells.
+  public static let frozenPatience: Duration = .seconds(2)
   /// Pause before ADOPT is sent again.
   public static let adoptRetry: Duration = .seconds(1)
   /// How long a primary that lost its engine offers the module to its in-sync peer before it starts again by itself.

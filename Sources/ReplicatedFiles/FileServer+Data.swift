@@ -37,10 +37,20 @@ extension FileServer {
     let from = UInt64(offset)
     let count = UInt64(length)
     dropSetID(request, number, descriptor: descriptor, of: caller)
-    let range = mode.movesData ? wholeFile : from..<(from + count)
+    // One that may make the file longer, and may stop half-way, is alone in its file: see below.
+    let isPlain = mode.isSubset(of: .keepSize)
+    let range = mode.movesData || mode == [] ? wholeFile : from..<(from + count)
     let intent = from..<(mode.movesData ? UInt64.max : from + count)
     let action = GuestRequest.Action.range(range, intent: intent) { [self] () throws(Errno) in
-      try Backing.allocate(descriptor, mode: Int32(bitPattern: mode.rawValue), offset: from, length: count)
+      do throws(Errno) {
+        try Backing.allocate(descriptor, mode: Int32(bitPattern: mode.rawValue), offset: from, length: count)
+      } catch {
+        // A full disk leaves the contents as they were; the file may have become longer.
+        guard isPlain, error.isNoSpace else { throw error }
+        sink.noteDiskError("fallocate", Backing.pathForMessage(descriptor), error)
+        let size = mode == [] ? UInt64(try Backing.status(descriptor).st_size) : nil
+        return AppliedChange(operation: .setAttributes(fileID(number), AttributeChange(size: size)), reply: .error(error))
+      }
       return AppliedChange(
         operation: .allocate(fileID(number), mode, offset: from, length: count), reply: .done)
     }

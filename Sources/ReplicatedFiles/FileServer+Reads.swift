@@ -47,7 +47,10 @@ extension FileServer {
       let part = UnsafeMutableRawBufferPointer(rebasing: buffer[..<min(size, buffer.count)])
       let count = try Backing.readAll(descriptor, into: part, at: UInt64(offset))
       fuse_reply_buf(request.raw, part.baseAddress?.assumingMemoryBound(to: CChar.self), count)
-    } catch { fail(request, error) }
+    } catch {
+      if error.isDiskFailure { sink.noteDiskError("read", Backing.pathForMessage(descriptor), error) }
+      fail(request, error)
+    }
   }
 
   func release(_ request: KernelRequest, descriptor: Int32) {

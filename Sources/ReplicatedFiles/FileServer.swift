@@ -9,6 +9,8 @@ protocol GuestRequestSink: Sendable {
   /// The file has no name and no user left. Closes the descriptor, which keeps its id from being used again, when the
   /// peer can no longer mistake one for the other.
   func forgotten(_ file: FileID, descriptor: Int32)
+  /// R11, for what the request itself does not tell.
+  func noteDiskError(_ operation: String, _ path: String, _ error: Errno)
 }
 
 /// Serves one mounted tree from a backing directory: reads at once, changes through the sink.

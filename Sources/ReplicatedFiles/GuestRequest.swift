@@ -41,6 +41,8 @@ enum GuestReply: Sendable {
 struct AppliedChange: Sendable {
   var operation: FileOperation?
   var reply: GuestReply
+  /// The bytes of an operation that is a write.
+  var payload: Payload?
 }
 
 /// One request of a guest that changes something or asks for durability; answered by the rule R2.
@@ -83,6 +85,14 @@ final class GuestRequest: @unchecked Sendable {
     self.file = file
     action = .name(change)
     self.whenDone = whenDone
+  }
+
+  /// What is left to do of `request`; `answers`: the kernel's reply is this one's.
+  init(after request: GuestRequest, answers: Bool, _ action: Action) {
+    kernel = answers && !request.isAbandoned ? request.kernel : nil
+    file = request.file
+    self.action = action
+    whenDone = nil
   }
 
   /// The bytes whose contents it may change (R3).

@@ -23,6 +23,9 @@ struct ResyncState {
   /// What the target has said of its files, until it has said everything.
   var target: [FileID: FileContent] = [:]
   var isTargetKnown = false
+  /// Until the plan is made: files of the manifest with their lengths. What is written within is not sent: its zone is marked
+  /// (R3), so the plan will hold it, and the copy reads what was written.
+  var leftToCopy: [FileID: UInt64] = [:]
   /// The piece being copied has its turn in its file.
   var isRangeHeld = false
   var removed: Set<FileID> = []
@@ -43,6 +46,8 @@ struct ResyncSource {
 extension Mirror {
   /// Data on its way while the guest is waiting for something: small, so that its requests do not queue behind the copy.
   static let busyWindowBytes = 2 << 20
+  /// Bytes of a manifest that may wait for the link.
+  static let manifestQueueBytesMax = 32 << 20
   static let progressInterval: Duration = .milliseconds(500)
   /// Local writes that were accepted before the manifest are applied within this time, or the resync is refused.
   static let drainTimeout: Duration = .seconds(30)
@@ -151,6 +156,7 @@ extension Mirror {
       do throws(AcknowledgeError) {
         try state.machine.setPolicy(.resyncing(id), completions: &effects.completions)
         if state.isDrainWanted { state.machine.beginDrain() }
+        state.copy?.leftToCopy = sources.mapValues(\.size)
         return nil
       } catch { return error }
     }
@@ -168,7 +174,11 @@ extension Mirror {
       return copy.isTargetKnown ? .some(copy.target) : nil
     }
     guard let target = known ?? nil else { throw EngineError(.link, "the session was lost") }
-    let intents = state.withLock { $0.intents }
+    // Every write is sent from here on, and then the map is read: a write that was not sent has marked its zone before.
+    let intents = state.withLock { state -> Intents? in
+      state.copy?.leftToCopy = [:]
+      return state.intents
+    }
     let files = sources.sorted { $0.key < $1.key }.map { id, source in
       // What either side does not know is looked at as a whole.
       let own = comparesEverything ? .whole : intents?.content(of: id) ?? .whole
@@ -180,6 +190,14 @@ extension Mirror {
       state.copy?.plan = ResyncPlan(files: files.filter { !copy.removed.contains($0.file) }, now: monotonicNow())
       state.copy?.target = [:]
     }
+  }
+
+  /// Under the lock: whether a write need not be sent. It keeps what piles up for a target that is busy with its tree small.
+  func isLeftToCopy(_ request: GuestRequest, _ token: AcknowledgeMachine.Token, _ state: inout State) -> Bool {
+    guard let size = state.copy?.leftToCopy[request.file], let range = request.intent, range.upperBound <= size,
+      !state.unmirrored.contains(request.file)
+    else { return false }
+    return state.machine.leaveToCopy(token)
   }
 
   /// The target's map, frame by frame.
@@ -239,12 +257,26 @@ extension Mirror {
         }
       }
       try use(found)
-      guard !session.hasEnded else { throw EngineError(.link, "the session was lost") }
+      try awaitManifestRoom(session)
     }
     session.enqueue(
       FrameHead.bytes(.manifestEnd(entries: entries, attributes: attributes), session: session.id))
     state.withLock { $0.unmirrored = Set(($0.server?.nodes.orphans() ?? []).map { FileID(rawValue: $0) }) }
     session.push()
+  }
+
+  /// The guest's changes wait meanwhile, so not for long.
+  private func awaitManifestRoom(_ session: PeerSession) throws(EngineError) {
+    guard !session.hasEnded else { throw EngineError(.link, "the session was lost") }
+    guard session.queuedBytes > Self.manifestQueueBytesMax else { return }
+    session.push()
+    let deadline = monotonicNow() + Engine.acknowledgeStallMax
+    while session.queuedBytes > Self.manifestQueueBytesMax {
+      guard !session.hasEnded, monotonicNow() < deadline else {
+        throw EngineError(.link, "the peer takes the list of files too slowly")
+      }
+      usleep(1000)
+    }
   }
 
   // MARK: contents

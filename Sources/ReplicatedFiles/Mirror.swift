@@ -9,7 +9,7 @@ import Synchronization
 /// and their I/O.
 final class Mirror: GuestRequestSink {
   /// Bytes of guest writes held in memory, waiting ones included; beyond that no further write is taken from the kernel.
-  static let payloadBytesMax = 192 << 20
+  static let payloadBytesMax = 64 << 20
 
   /// Bytes waiting for the link during a copy; above, guest writes wait. Close to the copy's own window, for a fair share.
   static let copyQueueBytesMax = 4 << 20
@@ -64,6 +64,8 @@ final class Mirror: GuestRequestSink {
   let isCopying = Atomic<Bool>(false)
   private let isTearingDown = Atomic<Bool>(false)
   let bytesWritten = Atomic<UInt64>(0)
+  /// When a full disk was last told of, nanoseconds.
+  let noSpaceNoted = Atomic<Int64>(.min)
   let observer: Observer
 
   init(observer: Observer) { self.observer = observer }
@@ -112,8 +114,12 @@ final class Mirror: GuestRequestSink {
   /// the queue, or the queue would grow without end and the copy would never get its share.
   private var isCopyBehind: Bool {
     guard isCopying.load(ordering: .relaxed) else { return false }
-    // Not while the target still makes its tree like the manifest: that may take long, and takes nothing from the queue.
-    return state.withLock { $0.copy?.isTargetKnown == true ? $0.session?.queuedBytes ?? 0 : 0 } > Self.copyQueueBytesMax
+    return state.withLock { state in
+      guard let copy = state.copy, let session = state.session else { return false }
+      // The target still makes its tree like the manifest: that may take long, and takes nothing from the queue. Most writes are
+      // left to the copy meanwhile; when the others are too many the session ends, and they are in the next manifest.
+      return session.queuedBytes > (copy.isTargetKnown ? Self.copyQueueBytesMax : PeerSession.queueBytesMax)
+    }
   }
 
   /// Under the lock. True = run it now; false = it is parked or waits behind another.
@@ -166,7 +172,10 @@ final class Mirror: GuestRequestSink {
     let range: Range<UInt64>
     switch request.action {
     case .write(_, let offset, let payload): range = offset..<offset + UInt64(payload.count)
-    case .range(let whole, _, _): range = whole
+    case .range(let whole, _, _):
+      range = whole
+      // Its length may change: what is written behind a new end must be sent.
+      state.copy?.leftToCopy[request.file] = nil
     case .name, .flush: return true
     }
     let (ticket, startsNow) = state.orders[request.file, default: RangeOrder()].admit(range, request: request.bits)
@@ -178,16 +187,10 @@ final class Mirror: GuestRequestSink {
   /// Under the lock, when its turn in the file has come: a write is sent from here on, in this order.
   private func begin(_ request: GuestRequest, _ state: inout State) {
     guard case .write(_, let offset, let payload) = request.action, let token = request.token,
-      let dispatch = state.machine.send(token)
+      !isLeftToCopy(request, token, &state), let dispatch = state.machine.send(token)
     else { return }
     guard !state.unmirrored.contains(request.file) else { return sendNothing(request.file, dispatch, state) }
-    state.session?.enqueue(
-      headBytesMax: FrameLimits.smallHeadBytesMax,
-      {
-        FrameHead.write(
-          into: $0, session: dispatch.session, sequence: dispatch.sequence, file: request.file, offset: offset,
-          dataLength: payload.count)
-      }, payload: payload)
+    sendWrite(request.file, offset, payload, dispatch, state)
   }
 
   /// A number without a change, for a file the replica does not have.
@@ -224,9 +227,7 @@ final class Mirror: GuestRequestSink {
       request.reply = .written(payload.count)
       return finish(request, operation: nil, failure: nil)
     } catch {
-      // The peer may have these bytes and this disk part of them: the copies differ until a resync.
-      failed("write", descriptor, error)
-      return finish(request, operation: nil, failure: error)
+      return writeFailed(request, descriptor, error)
     }
   }
 
@@ -234,13 +235,13 @@ final class Mirror: GuestRequestSink {
     do throws(Errno) {
       let applied = try change()
       request.reply = applied.reply
-      return finish(request, operation: applied.operation, failure: nil)
+      return finish(request, operation: applied.operation, payload: applied.payload, failure: nil)
     } catch {
       if case .range = request.action, error.mayBeHalfDone, let session = state.withLock({ $0.session?.id }) {
         // As for a write: this disk may have part of it, and the peer has nothing.
         observer.broken(session, "a change of \(request.file) failed half-way on this node: \(error)")
       }
-      if error.isDiskFailure { observer.diskError("change", "\(request.file)", error) }
+      if error.isDiskFailure || error.isNoSpace { noteDiskError("change", "\(request.file)", error) }
       return finish(request, operation: nil, failure: error)
     }
   }
@@ -255,7 +256,7 @@ final class Mirror: GuestRequestSink {
     }
   }
 
-  private func failed(_ operation: String, _ descriptor: Int32, _ error: Errno) {
+  func failed(_ operation: String, _ descriptor: Int32, _ error: Errno) {
     let path = Backing.pathForMessage(descriptor)
     if let session = state.withLock({ $0.session?.id }) {
       observer.broken(session, "\(operation) of \(path) failed on this node: \(error)")
@@ -263,12 +264,17 @@ final class Mirror: GuestRequestSink {
     observer.diskError(operation, path, error)
   }
 
-  private func finish(_ request: GuestRequest, operation: FileOperation?, failure: Errno?) -> Effects {
+  /// `corrects`: under the lock, before anything behind the request may start.
+  func finish(
+    _ request: GuestRequest, operation: FileOperation?, payload: Payload? = nil, failure: Errno?,
+    corrects: (inout State) -> Void = { _ in }
+  ) -> Effects {
     state.withLock { state in
       var effects = Effects()
       state.running -= 1
       guard let token = request.token else { return effects }
-      if failure == nil, let operation { send(operation, of: request, token, &state) }
+      if failure == nil, let operation { send(operation, payload, of: request, token, &state) }
+      corrects(&state)
       if let done = state.machine.localDone(token, result: failure?.code ?? 0) { effects.completions.append(done) }
       if let ticket = request.ticket { release(ticket, of: request.file, &state, &effects) }
       conclude(&state, &effects)
@@ -277,7 +283,7 @@ final class Mirror: GuestRequestSink {
   }
 
   private func send(
-    _ operation: FileOperation, of request: GuestRequest, _ token: AcknowledgeMachine.Token, _ state: inout State
+    _ operation: FileOperation, _ payload: Payload?, of request: GuestRequest, _ token: AcknowledgeMachine.Token, _ state: inout State
   ) {
     var sent = operation
     if case .forget(let file) = operation {
@@ -290,8 +296,24 @@ final class Mirror: GuestRequestSink {
       sent = .forget(file)
     }
     guard let dispatch = state.machine.send(token) else { return }
+    guard case .write(let file, let offset, _) = sent, let payload else {
+      state.session?.enqueue(
+        FrameHead.bytes(.operation(sent), session: dispatch.session, sequence: dispatch.sequence))
+      return
+    }
+    sendWrite(file, offset, payload, dispatch, state)
+  }
+
+  private func sendWrite(
+    _ file: FileID, _ offset: UInt64, _ payload: Payload, _ dispatch: AcknowledgeMachine.Dispatch, _ state: State
+  ) {
     state.session?.enqueue(
-      FrameHead.bytes(.operation(sent), session: dispatch.session, sequence: dispatch.sequence))
+      headBytesMax: FrameLimits.smallHeadBytesMax,
+      {
+        FrameHead.write(
+          into: $0, session: dispatch.session, sequence: dispatch.sequence, file: file, offset: offset,
+          dataLength: payload.count)
+      }, payload: payload)
   }
 
   /// Under the lock: the range is free; what waited for it starts, and is sent in that order.
@@ -358,6 +380,8 @@ final class Mirror: GuestRequestSink {
 extension Errno {
   /// The disk, not the request, is at fault (R11).
   var isDiskFailure: Bool { [EIO, EROFS, EUCLEAN, ENODEV, ENXIO].contains(code) }
+  /// The disk is sound and full.
+  var isNoSpace: Bool { [ENOSPC, EDQUOT].contains(code) }
   /// A change of a range may have stopped in its middle; the others are refusals before its beginning.
   var mayBeHalfDone: Bool {
     ![EINVAL, EOPNOTSUPP, ENOTSUP, EPERM, EACCES, EBADF, EFBIG, ENODEV, ESPIPE, ETXTBSY, ESTALE].contains(code)

@@ -8,8 +8,9 @@ import Synchronization
 /// One connection with the peer's engine after its handshake, with its queue, its sender and its receiver (R1: what was
 /// queued for a session dies with it).
 final class PeerSession: @unchecked Sendable {
-  /// Bytes that may wait for the connection; a peer that lets more pile up has failed. Guest writes are bounded before.
-  static let queueBytesMax = 512 << 20
+  /// Bytes that may wait for the connection, those on their way apart; a peer that lets more pile up has failed. Guest writes that
+  /// wait for the peer are bounded before (`Mirror.payloadBytesMax`).
+  static let queueBytesMax = 80 << 20
   /// Payloads up to this size are copied behind their head, so that they share TLS records.
   static let copyBytesMax = 16 << 10
   /// What a thread of the kernel's requests sends by itself, instead of waking the sender.

@@ -1,5 +1,6 @@
 import CFuse3
 import Glibc
+import HostSystem
 
 /// An errno value, thrown by system calls that a guest's request maps to one to one.
 struct Errno: Error, Hashable, CustomStringConvertible {
@@ -18,6 +19,16 @@ func retrying<Value: SignedInteger>(_ body: () -> Value) throws(Errno) -> Value 
     let code = errno
     if code != EINTR { throw Errno(code) }
   }
+}
+
+/// As `retrying`, for a change of the backing directory: labelled as in `HostCalls`, so that a test can make it fail, or stop
+/// the world there. `object` is the descriptor that is changed, or that of the folder.
+@inline(__always)
+private func changing<Value: SignedInteger>(
+  _ label: String, _ object: Int32, _ body: () -> Value
+) throws(Errno) -> Value {
+  if let code = HostCalls.fault(label, Backing.pathForMessage(object)) { throw Errno(code) }
+  return try retrying(body)
 }
 
 /// Names are bytes, as the kernel has them. `body` gets them with a terminating zero.
@@ -86,33 +97,33 @@ enum Backing {
   /// Creates a regular file and opens it. Fails with EEXIST if the name is taken.
   static func create(_ folder: Int32, _ name: [UInt8], flags: Int32, mode: mode_t) throws(Errno) -> Int32 {
     try withName(name) { (text) throws(Errno) in
-      try retrying { openat(folder, text, flags | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode) }
+      try changing("backing.create", folder) { openat(folder, text, flags | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode) }
     }
   }
 
   static func makeFolder(_ folder: Int32, _ name: [UInt8], mode: mode_t) throws(Errno) {
-    try withName(name) { (text) throws(Errno) in _ = try retrying { mkdirat(folder, text, mode) } }
+    try withName(name) { (text) throws(Errno) in _ = try changing("backing.mkdir", folder) { mkdirat(folder, text, mode) } }
   }
 
   static func makeNode(_ folder: Int32, _ name: [UInt8], mode: mode_t) throws(Errno) {
-    try withName(name) { (text) throws(Errno) in _ = try retrying { mknodat(folder, text, mode, 0) } }
+    try withName(name) { (text) throws(Errno) in _ = try changing("backing.mknod", folder) { mknodat(folder, text, mode, 0) } }
   }
 
   static func makeSymlink(_ folder: Int32, _ name: [UInt8], target: [UInt8]) throws(Errno) {
     try withName(target) { (pointee) throws(Errno) in
-      try withName(name) { (text) throws(Errno) in _ = try retrying { symlinkat(pointee, folder, text) } }
+      try withName(name) { (text) throws(Errno) in _ = try changing("backing.symlink", folder) { symlinkat(pointee, folder, text) } }
     }
   }
 
   static func makeLink(_ object: Int32, _ folder: Int32, _ name: [UInt8]) throws(Errno) {
     try withName(name) { (text) throws(Errno) in
-      _ = try retrying { linkat(object, "", folder, text, VMHA_AT_EMPTY_PATH) }
+      _ = try changing("backing.link", folder) { linkat(object, "", folder, text, VMHA_AT_EMPTY_PATH) }
     }
   }
 
   static func remove(_ folder: Int32, _ name: [UInt8], isFolder: Bool) throws(Errno) {
     try withName(name) { (text) throws(Errno) in
-      _ = try retrying { unlinkat(folder, text, isFolder ? AT_REMOVEDIR : 0) }
+      _ = try changing("backing.unlink", folder) { unlinkat(folder, text, isFolder ? AT_REMOVEDIR : 0) }
     }
   }
 
@@ -121,7 +132,7 @@ enum Backing {
   ) throws(Errno) {
     try withName(name) { (from) throws(Errno) in
       try withName(newName) { (to) throws(Errno) in
-        _ = try retrying { vmha_rename(folder, from, newFolder, to, flags) }
+        _ = try changing("backing.rename", folder) { vmha_rename(folder, from, newFolder, to, flags) }
       }
     }
   }
@@ -129,23 +140,23 @@ enum Backing {
   // MARK: attributes
 
   static func setOwner(_ object: Int32, user: uid_t, group: gid_t) throws(Errno) {
-    _ = try retrying { fchownat(object, "", user, group, VMHA_AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) }
+    _ = try changing("backing.chown", object) { fchownat(object, "", user, group, VMHA_AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) }
   }
 
   static func setMode(_ object: Int32, _ mode: mode_t) throws(Errno) {
     let path = procPath(object)
-    _ = try retrying { chmod(path, mode & 0o7777) }
+    _ = try changing("backing.chmod", object) { chmod(path, mode & 0o7777) }
   }
 
   static func setSize(_ object: Int32, _ size: UInt64) throws(Errno) {
     guard let length = off_t(exactly: size) else { throw Errno(EFBIG) }
     let path = procPath(object)
-    _ = try retrying { truncate(path, length) }
+    _ = try changing("backing.truncate", object) { truncate(path, length) }
   }
 
   static func setTimes(_ object: Int32, access: timespec, modification: timespec) throws(Errno) {
     let times = [access, modification]
-    _ = try retrying { utimensat(object, "", times, VMHA_AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) }
+    _ = try changing("backing.times", object) { utimensat(object, "", times, VMHA_AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) }
   }
 
   // MARK: extended attributes (the link in /proc leads to the object itself, also if that is a symbolic link)
@@ -169,13 +180,13 @@ enum Backing {
   static func setAttribute(_ object: Int32, _ name: [UInt8], _ value: [UInt8], flags: Int32) throws(Errno) {
     let path = procPath(object)
     try withName(name) { (text) throws(Errno) in
-      _ = try retrying { setxattr(path, text, value, value.count, flags) }
+      _ = try changing("backing.setxattr", object) { setxattr(path, text, value, value.count, flags) }
     }
   }
 
   static func removeAttribute(_ object: Int32, _ name: [UInt8]) throws(Errno) {
     let path = procPath(object)
-    try withName(name) { (text) throws(Errno) in _ = try retrying { removexattr(path, text) } }
+    try withName(name) { (text) throws(Errno) in _ = try changing("backing.removexattr", object) { removexattr(path, text) } }
   }
 
   // MARK: data
@@ -208,7 +219,7 @@ enum Backing {
     while done < bytes.count {
       guard let start = bytes.baseAddress else { return }
       let from = off_t(offset) + off_t(done)
-      let count = try retrying { pwrite(file, start + done, min(bytes.count - done, pieceBytesMax), from) }
+      let count = try changing("backing.write", file) { pwrite(file, start + done, min(bytes.count - done, pieceBytesMax), from) }
       if count == 0 { throw Errno(ENOSPC) }
       done += count
     }
@@ -233,7 +244,7 @@ enum Backing {
     while done < bytes.count {
       guard let start = bytes.baseAddress else { return 0 }
       let from = off_t(offset) + off_t(done)
-      let count = try retrying { pread(file, start + done, bytes.count - done, from) }
+      let count = try changing("backing.read", file) { pread(file, start + done, bytes.count - done, from) }
       if count == 0 { break }
       done += count
     }
@@ -242,10 +253,10 @@ enum Backing {
 
   static func allocate(_ file: Int32, mode: Int32, offset: UInt64, length: UInt64) throws(Errno) {
     guard let from = off_t(exactly: offset), let count = off_t(exactly: length) else { throw Errno(EFBIG) }
-    _ = try retrying { vmha_allocate(file, mode, from, count) }
+    _ = try changing("backing.allocate", file) { vmha_allocate(file, mode, from, count) }
   }
 
   static func sync(_ file: Int32, dataOnly: Bool) throws(Errno) {
-    _ = try retrying { dataOnly ? fdatasync(file) : fsync(file) }
+    _ = try changing("backing.sync", file) { dataOnly ? fdatasync(file) : fsync(file) }
   }
 }

@@ -88,10 +88,30 @@ public struct AcknowledgeMachine: Hashable, Sendable {
 
   /// nil = the request has to wait, untouched; ask again after `setPolicy`.
   public mutating func admit(_ request: UInt64, _ kind: Kind) -> Token? {
-    guard mayAdmit else { return nil }
+    mayAdmit ? take(request, kind) : nil
+  }
+
+  /// Part of what an admitted request does, whatever the policy has become: a drain waits for it too.
+  public mutating func admitFollower(_ request: UInt64) -> Token { take(request, .mutation) }
+
+  private mutating func take(_ request: UInt64, _ kind: Kind) -> Token {
     requestsInFlight += 1
     if kind == .mutation { unfinishedMutations += 1 }
     return occupy(request, kind, isBarrier: false)
+  }
+
+  /// Sent in the current session: the peer has it, or will.
+  public func isMirrored(_ token: Token) -> Bool {
+    isLive(token) && session != nil && slots[Int(token.index)].session == session
+  }
+
+  /// Instead of `send`, during `resyncing`: the copy reads this change after it was applied here. false = it has to be sent.
+  public mutating func leaveToCopy(_ token: Token) -> Bool {
+    let index = Int(token.index)
+    guard case .resyncing(let session) = policy, isLive(token), !slots[index].isDispatched else { return false }
+    slots[index].isDispatched = true
+    slots[index].coveredBy = session
+    return true
   }
 
   /// Fixes the request's place in the stream. Once for each token, before a successful `localDone`.

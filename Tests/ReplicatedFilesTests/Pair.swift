@@ -114,25 +114,33 @@ final class Pair: @unchecked Sendable {
   let folder: String
   let one: Side
   let two: Side
-  private static let nextPort = Atomic<Int>(17_441 + Int(getpid() % 997) * 20)
+  static let nextPort = Atomic<Int>(17_441 + Int(getpid() % 997) * 20)
   let port: Int
 
-  init(silence: Duration = .seconds(2)) throws {
+  /// Where node 1 finds node 2; 127.0.0.2 is a `Relay`'s.
+  private let addressOfTwo: String
+
+  init(silence: Duration = .seconds(2), addressOfTwo: String = "127.0.0.1") throws {
+    self.addressOfTwo = addressOfTwo
     folder = "/tmp/vmha-engine-\(getpid())-\(randomUInt64() % 1_000_000)"
     mkdir(folder, 0o755)
     port = Pair.nextPort.add(1, ordering: .relaxed).newValue
-    let authority = try ClusterAuthority.create(cluster: "6d2f1c1e-0000-4000-8000-000000000001")
-    try Pair.save(authority.certificatePEM, "\(folder)/ca.crt")
-    for name in ["one", "two"] {
-      let key = try NodeKey.create()
-      try Pair.save(key.pem, "\(folder)/\(name).key")
-      try Pair.save(try authority.sign(request: try key.request(), node: name), "\(folder)/\(name).crt")
-    }
+    try Pair.makeCertificates(folder)
     one = try Side(node: .first, folder: "\(folder)/n1")
     two = try Side(node: .second, folder: "\(folder)/n2")
     for side in [one, two] {
       side.tell(.configure(configuration(side, silence)))
       try side.expect("ready") { if case .ready = $0 { true } else { nil } }
+    }
+  }
+
+  static func makeCertificates(_ folder: String) throws {
+    let authority = try ClusterAuthority.create(cluster: "6d2f1c1e-0000-4000-8000-000000000001")
+    try save(authority.certificatePEM, "\(folder)/ca.crt")
+    for name in ["one", "two"] {
+      let key = try NodeKey.create()
+      try save(key.pem, "\(folder)/\(name).key")
+      try save(try authority.sign(request: try key.request(), node: name), "\(folder)/\(name).crt")
     }
   }
 
@@ -142,7 +150,10 @@ final class Pair: @unchecked Sendable {
     let (own, peer) = side.node == .first ? ("one", "two") : ("two", "one")
     return EngineConfiguration(
       module: module, node: side.node, peerName: peer, port: port,
-      links: [EngineLink(name: "lo", localAddress: "127.0.0.1", peerAddress: "127.0.0.1")],
+      links: [
+        EngineLink(
+          name: "lo", localAddress: "127.0.0.1", peerAddress: side.node == .first ? addressOfTwo : "127.0.0.1")
+      ],
       backingDirectory: side.backing, mountPoint: side.mountPoint, intentsFile: "\(side.folder)/intents",
       authorityFile: "\(folder)/ca.crt",
       certificateFile: "\(folder)/\(own).crt", keyFile: "\(folder)/\(own).key", silenceMax: silence,
@@ -213,16 +224,20 @@ final class Pair: @unchecked Sendable {
   }
 
   /// Differences between both backing trees: names, types, modes, owners, sizes, contents, xattrs, link targets.
-  func differences() throws -> String {
+  func differences() throws -> String { try Self.differences(one.backing, two.backing, folder) }
+
+  /// The same of two trees in `n1` and `n2`; `folder` is for notes.
+  static func differences(_ first: String, _ second: String, _ folder: String) throws -> String {
     let script = """
       cd "$1" && for d in "$1" "$2"; do cd "$d" || exit 1
         find . -printf '%P %y %m %U %G %n %l\\n' | sort > "$3/list.$(basename $(dirname $d))"
         find . -type f -exec sha256sum {} + | sort -k2 >> "$3/list.$(basename $(dirname $d))"
-        getfattr -R -h -d -m - . 2>/dev/null | grep -v '^$' >> "$3/list.$(basename $(dirname $d))"
+        find . -print0 | sort -z | xargs -0 getfattr -h -d -m - 2>/dev/null | grep -v '^$' \
+          >> "$3/list.$(basename $(dirname $d))" || true
       done; diff "$3/list.n1" "$3/list.n2" | head -40
       """
     let result = try ChildProcess.run(
-      ["bash", "-c", script, "diff", one.backing, two.backing, folder], timeout: .seconds(120))
+      ["bash", "-c", script, "diff", first, second, folder], timeout: .seconds(120))
     return result.outputText + result.errorText
   }
 }

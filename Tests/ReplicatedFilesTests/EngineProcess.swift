@@ -1,0 +1,124 @@
+import FoundationEssentials
+import Glibc
+import HostSystem
+import Model
+import ReplicatedFiles
+import Synchronization
+
+/// An engine in a process of its own: the product's, or the one whose calls fail.
+final class EngineProcess: @unchecked Sendable {
+  let id: pid_t
+  let events = Monitor<[EngineEvent]>([])
+  private let channel: LineChannel
+  private let isOver = Flag()
+
+  /// `vmha-replicad`, with its runtime folder below `folder`.
+  static func product(_ folder: String) throws -> EngineProcess {
+    try EngineProcess(
+      "vmha-replicad", ["--module", "vm", "--root", folder], socket: "\(folder)/run/vmha/engines/vm.sock")
+  }
+
+  /// `fault`: see Tests/FaultyEngine.
+  static func faulty(_ socket: String, _ fault: String, isArmed: Bool) throws -> EngineProcess {
+    unlink(socket)
+    return try EngineProcess("vmha-faulty-engine", [socket, fault] + (isArmed ? ["now"] : []), socket: socket)
+  }
+
+  private init(_ program: String, _ arguments: [String], socket: String) throws {
+    var own = [CChar](repeating: 0, count: 4096)
+    let count = readlink("/proc/self/exe", &own, own.count - 1)
+    let test = String(decoding: own[..<max(0, count)].map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    let path = "\(test[..<(test.lastIndex(of: "/") ?? test.startIndex)])/\(program)"
+    var child = pid_t()
+    var list = ([path] + arguments).map { strdup($0) } + [nil]
+    defer { for text in list { free(text) } }
+    let code = posix_spawn(&child, path, nil, nil, &list, environ)
+    guard code == 0 else { throw TestFailure("cannot start \(path): errno \(code)") }
+    id = child
+    var found: LineChannel?
+    for _ in 0..<500 where found == nil {
+      found = try? LineChannel.connect(path: socket)
+      if found == nil { usleep(10_000) }
+    }
+    guard let found else {
+      kill(child, SIGKILL)
+      throw TestFailure("\(program) does not listen")
+    }
+    channel = found
+    let (events, channel) = (events, found)
+    try HostThread.start(name: "events") {
+      // Ends with the process.
+      while let event = try? channel.receive(EngineEvent.self) { events.withLock { $0.append(event) } }
+    }
+  }
+
+  /// A process that is gone hears nothing; its end shows elsewhere.
+  func tell(_ command: EngineCommand) { try? channel.send(command) }
+
+  @discardableResult
+  func expect<Value>(
+    _ what: String, within timeout: Duration = .seconds(20), _ match: @escaping (EngineEvent) -> Value?
+  ) throws -> Value {
+    let found: Value? = events.wait(timeout: timeout) { list in
+      for (index, event) in list.enumerated() {
+        if let value = match(event) {
+          list.removeFirst(index + 1)
+          return value
+        }
+      }
+      return nil
+    }
+    guard let found else {
+      throw TestFailure("process \(id): no \(what) within \(timeout); events: \(events.withLock { $0 })")
+    }
+    return found
+  }
+
+  func saw(_ match: (EngineEvent) -> Bool) -> Bool { events.withLock { $0.contains(where: match) } }
+
+  func arm() { kill(id, SIGUSR1) }
+
+  /// It has met its fault and stands still.
+  var isStopped: Bool {
+    let text = (try? DurableFile.read("/proc/\(id)/stat")).map { String(decoding: $0, as: UTF8.self) } ?? ""
+    return text.split(separator: ")").last?.split(separator: " ").first == "T"
+  }
+
+  func ready(_ configuration: EngineConfiguration) throws {
+    tell(.configure(configuration))
+    try expect("ready") { if case .ready = $0 { true } else { nil } }
+  }
+  func connected() throws -> SessionID {
+    try expect("connected") { if case .connected(let session, _) = $0 { session } else { nil } }
+  }
+  func resync(_ session: SessionID) throws {
+    tell(.startResync(session, comparesEverything: false))
+    try expect("resyncCopied") { if case .resyncCopied = $0 { true } else { nil } }
+    tell(.flushBarrier(session))
+    try expect("barrierDone") { if case .barrierDone = $0 { true } else { nil } }
+  }
+  func accept(_ session: SessionID) throws {
+    tell(.acceptReplication(session))
+    tell(.report)
+    try expect("role of a replica") { if case .ready(let report) = $0, report.role == .replica { true } else { nil } }
+  }
+
+  /// A field of /proc/PID/status, in bytes.
+  func residentBytes(_ field: String) throws -> Int {
+    let text = String(decoding: try DurableFile.read("/proc/\(id)/status"), as: UTF8.self)
+    let line = text.split(separator: "\n").first { $0.hasPrefix("\(field):") }
+    guard let kilobytes = line?.split(whereSeparator: { $0 == " " || $0 == "\t" }).dropFirst().first.flatMap({ Int($0) })
+    else { throw TestFailure("/proc/\(id)/status has no \(field)") }
+    return kilobytes << 10
+  }
+
+  /// SIGKILL, and gone when it returns. May be repeated.
+  func end() {
+    guard !isOver.isSet else { return }
+    isOver.set()
+    kill(id, SIGKILL)
+    var status: Int32 = 0
+    waitpid(id, &status, 0)
+    channel.close()
+  }
+}
