@@ -37,6 +37,8 @@ public struct MirrorSettings: Sendable, Codable, Hashable {
   /// Under policy `none`: how much longer than the detection time a frozen primary asks a peer that is there, serves
   /// nobody and gives no consent, before the policy decides.
   public static let consentPatience: Duration = .seconds(7)
+  /// R12: the peer's agreement that its branch goes on counts as refused after this.
+  public static let surrenderAnswerMax: Duration = .seconds(5)
   /// Pause before ADOPT is sent again.
   public static let adoptRetry: Duration = .seconds(1)
   /// How long a primary that lost its engine offers the module to its in-sync peer before it starts again by itself.
@@ -45,6 +47,8 @@ public struct MirrorSettings: Sendable, Codable, Hashable {
   public static let preferredWait: Duration = .seconds(60)
   /// Pause before an engine that died again is started again.
   public static let engineRestartPause: Duration = .seconds(2)
+  /// Pause before a guest that could not be suspended or resumed is tried again.
+  public static let suspensionRetry: Duration = .seconds(1)
   /// Pause before a guest that could not be started is tried again.
   public static let guestRetryPause: Duration = .seconds(2)
 

@@ -252,7 +252,8 @@ public final class Daemon: ModuleSurroundings, Sendable {
       backingDirectory: module.backingDirectory, mountPoint: module.mountPoint,
       intentsFile: paths.intentsFile(module.name), authorityFile: paths.authorityFile,
       certificateFile: paths.nodeCertificateFile,
-      keyFile: paths.nodeKeyFile, silenceMax: cluster.detection, keepalive: cluster.pulse)
+      keyFile: paths.nodeKeyFile, silenceMax: cluster.detection, keepalive: cluster.pulse,
+      suspendAfter: cluster.suspendAfter)
   }
 
   func moduleChanged(_ module: ModuleName, from old: CoreStatus?, to new: CoreStatus) {
@@ -386,7 +387,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
       let status = runner.status
       return ModuleReport(
         module: runner.module, status: status, wish: runner.wish, since: wallTime(of: status.since),
-        engine: runner.engineReport)
+        engine: runner.engineReport, branch: branchFacts(runner))
     }
   }
 }

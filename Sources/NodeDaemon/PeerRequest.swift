@@ -14,6 +14,10 @@ enum PeerRequest: Codable, Sendable {
   case report
   case adoption(AdoptionPeerRequest)
   case crashGuest(ModuleName)
+  /// R12, to the node whose copy is given up.
+  case resolve(ModuleName, mine: Generation, theirs: Generation)
+  /// Archived branches of this module.
+  case branches(ModuleName)
   case cluster(ClusterPeerRequest)
 }
 
@@ -28,6 +32,7 @@ enum PeerReply: Codable, Sendable {
   case answer(Answer)
   case wishes([ModuleName: Wish])
   case report([ModuleReport])
+  case branches([ArchivedBranch])
   case adoption(AdoptionPeerReply)
   case cluster(ClusterPeerReply)
   case done
@@ -41,4 +46,6 @@ struct ModuleReport: Codable, Sendable {
   var wish: Wish
   var since: WallTime
   var engine: EngineReport?
+  /// Only while it is SPLIT.
+  var branch: BranchFacts?
 }

@@ -44,6 +44,7 @@ public final class Engine: Sendable {
   /// One command at a time, whoever it comes from.
   let commands = Mutex(())
   let mirror: Mirror
+  let readWatch = Mutex(ReadWatch())
   private let clearInterval: Duration
   private let connectorBox = Mutex<Connector?>(nil)
   private let emitter: @Sendable (EngineEvent) -> Void
@@ -90,6 +91,7 @@ public final class Engine: Sendable {
 
   public func report() -> EngineReport {
     let policy = mirror.policy
+    let areHeld = areReadsHeld
     return state.withLock { state in
       let replicaSession = state.replica?.session
       let role: EngineRole = state.mounted != nil ? .primary : (replicaSession != nil ? .replica : .idle)
@@ -104,6 +106,7 @@ public final class Engine: Sendable {
       report.bytesMarked = state.intents?.bytesMarked
       report.link = state.session?.link
       report.fuseConnection = state.mounted?.mount.connection
+      report.areReadsHeld = areHeld
       return report
     }
   }
@@ -117,6 +120,8 @@ public final class Engine: Sendable {
   // MARK: time
 
   private func tick(_ now: Instant, gap: Duration) {
+    // Last: a session that is lost below must not prolong the reads' lease.
+    defer { watchReads() }
     let (session, configuration) = state.withLock { ($0.session, $0.configuration) }
     guard let session, let configuration else { return }
     clearIntents(now)

@@ -15,13 +15,15 @@ protocol GuestRequestSink: Sendable {
 final class FileServer: Sendable {
   let nodes: NodeTable
   let sink: any GuestRequestSink
+  let gate: ReadGate
   /// Data descriptors and directory streams that are open, so that a forced unmount can close them.
   private let handles = Mutex(Set<Int32>())
   private let folders = Mutex(Set<UInt64>())
 
-  init(root: Int32, sink: any GuestRequestSink) throws(Errno) {
+  init(root: Int32, sink: any GuestRequestSink, gate: ReadGate) throws(Errno) {
     nodes = try NodeTable(root: root)
     self.sink = sink
+    self.gate = gate
   }
 
   func fileID(_ number: UInt64) -> FileID { FileID(rawValue: number) }
