@@ -9,6 +9,8 @@ struct ModuleAction {
     case stopped
     /// Serving on this node.
     case swapped(to: String?)
+    /// No longer SPLIT, and in sync.
+    case resolved
   }
 
   /// A module that shows "blocked" is given this long to get out of what it was in before the command.
@@ -157,6 +159,9 @@ struct ModuleAction {
         node.state == .prim || node.state == .alone, node.guest == .running
       else { return nil }
       return "\(module.name) runs on \(node.node)"
+    case .resolved:
+      guard module.isProtected, let primary = module.primary else { return nil }
+      return "\(module.name) is in sync again and runs on \(primary.node)"
     }
   }
 
@@ -169,6 +174,7 @@ struct ModuleAction {
     case .started: "started"
     case .stopped: "stopped"
     case .swapped: "swapped"
+    case .resolved: "resolved"
     }
   }
 }

@@ -124,7 +124,10 @@ struct StatusRendering {
     facts.add(["in flight", Styled("\(module.requestsInFlight) requests")])
     if let check = module.check { facts.add(["check", Styled(text(check))]) }
     if let operation = module.operation { facts.add(["operation", Styled(operation)]) }
-    if module.split { facts.add(["split", Styled("neither copy descends from the other; both are kept", .red)]) }
+    if module.split {
+      facts.add(["split", Styled("neither copy descends from the other; both are kept", .red)])
+      facts.add(["choose", Styled("vmha resolve \(module.name) --keep NODE")])
+    }
     if let event = module.lastEvent {
       facts.add(["last event", Styled("\(event.time.localTimeOfDay) \(event.node): \(event.sentence)")])
     }
@@ -138,6 +141,7 @@ struct StatusRendering {
       let generation = node.generation.map { "generation \($0.number), branch \($0.branch)" } ?? "no generation"
       table.add(["copy", Styled("\(node.standing?.rawValue ?? "unknown"), \(generation)")])
       if let resync = node.resync { table.add(["resync", Styled(text(resync))]) }
+      if let branch = node.branch { table.add(["branch", Styled(Wording.branch(branch))]) }
       if let time = node.since { table.add(["since", Styled("\(time.localDate) \(time.localTimeOfDay)")]) }
       lines += table.lines(console)
     }

@@ -86,7 +86,7 @@ public enum CommandLineTool {
 
   /// `help` in its forms, or a group of commands named without one of them (which is wrong, and answered by its help).
   private static func help(_ command: any ParsableCommand, _ console: Console) -> ExitStatus {
-    let isGroup = command is VMHA || command is ClusterCommand
+    let isGroup = command is VMHA || command is ClusterCommand || command is BranchCommand
     if isGroup {
       console.errorLine(VMHA.helpMessage(for: type(of: command)))
       return .usage
@@ -120,6 +120,7 @@ struct VMHA: ParsableCommand {
       """,
     subcommands: [
       StatusCommand.self, StartCommand.self, StopCommand.self, SwapCommand.self, WhyCommand.self, LogCommand.self, AddCommand.self,
-      RemoveCommand.self, ClusterCommand.self, DrillCommand.self, VersionCommand.self,
+      RemoveCommand.self, ResolveCommand.self, BranchCommand.self, ClusterCommand.self, DrillCommand.self,
+      VersionCommand.self,
     ])
 }

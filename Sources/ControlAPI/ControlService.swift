@@ -17,6 +17,15 @@ public protocol ControlService: Sendable {
   func stopModule(_ name: String, timeoutSeconds: Int?) async throws -> Acceptance
   /// Exchange the roles; refused unless the other copy is in sync and up to date (R10).
   func swapModule(_ name: String) async throws -> Acceptance
+  /// R12: one node's copy of a SPLIT module goes on, the other one's is archived on its node and rebuilt. Refused unless the
+  /// module is SPLIT, the nodes see each other, the branches are those of the request, and the archive fits.
+  func resolve(_ name: String, _ request: ResolveRequest) async throws -> Acceptance
+  /// Archived branches on both nodes; of this one only, while the other cannot be reached.
+  func branches(_ name: String) async throws -> [ArchivedBranch]
+  /// Writes an archived branch of this node into a new folder, as its files were.
+  func exportBranch(_ name: String, _ branch: String, to directory: String) async throws -> OperationID
+  /// Deletes an archived branch of this node for good.
+  func dropBranch(_ name: String, _ branch: String) async throws -> OperationID
   /// For drills only: SIGKILL to the guest's QEMU on the node where it runs. Refused unless the module is protected
   /// (`ModuleStatus.isProtected`).
   func crashGuest(_ name: String) async throws -> Acceptance

@@ -85,6 +85,8 @@ public struct ModuleNodeStatus: Sendable, Codable, Hashable {
   public var since: WallTime?
   /// On both ends of a running resync.
   public var resync: ResyncStatus?
+  /// Only while the module is SPLIT.
+  public var branch: BranchFacts?
 
   public init(
     node: String, id: NodeID, current: Bool, state: ModuleState, readiness: Readiness, standing: Standing?,

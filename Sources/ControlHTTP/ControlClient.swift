@@ -25,6 +25,20 @@ public struct ControlClient: ControlService {
   public func swapModule(_ name: String) async throws -> Acceptance { try await call(.POST, path(name, "swap")) }
   public func crashGuest(_ name: String) async throws -> Acceptance { try await call(.POST, path(name, "crash-guest")) }
 
+  public func resolve(_ name: String, _ request: ResolveRequest) async throws -> Acceptance {
+    try await call(.POST, path(name, "resolve"), request, timeout: Self.peerCallTimeout)
+  }
+  public func branches(_ name: String) async throws -> [ArchivedBranch] { try await call(.GET, path(name, "branches")) }
+  public func exportBranch(_ name: String, _ branch: String, to directory: String) async throws -> OperationID {
+    let answer: OperationAnswer = try await call(
+      .POST, path(name, "branches/\(escaped(branch))/export"), ExportBody(directory: directory))
+    return answer.operation
+  }
+  public func dropBranch(_ name: String, _ branch: String) async throws -> OperationID {
+    let answer: OperationAnswer = try await call(.POST, path(name, "branches/\(escaped(branch))/drop"))
+    return answer.operation
+  }
+
   public func planAdd(_ request: AddRequest) async throws -> AddPlan {
     try await call(.POST, "/v1/add/plan", request, timeout: Self.peerCallTimeout)
   }

@@ -17,6 +17,9 @@ struct RemoveBody: Codable, Sendable {
   var purgeCopy: Bool?
   enum CodingKeys: String, CodingKey { case purgeCopy = "purge_copy" }
 }
+struct ExportBody: Codable, Sendable {
+  var directory: String
+}
 struct OperationAnswer: Codable, Sendable {
   var operation: OperationID
 }
@@ -45,6 +48,7 @@ struct ControlRoutes: Sendable {
       try await EventStreamAnswer(service: service, query: LogQuery(request)).response()
     }
     addModules(to: v1)
+    addBranches(to: v1)
     addAdoption(to: v1)
     addCluster(to: v1)
     return router
@@ -75,6 +79,23 @@ struct ControlRoutes: Sendable {
     v1.post("modules/:name/remove") { request, context in
       let purge = try await bodyOrNil(RemoveBody.self, request)?.purgeCopy ?? false
       let operation = try await service.remove(name(context), purgeCopy: purge)
+      return try answer(OperationAnswer(operation: operation), status: .accepted)
+    }
+  }
+
+  private func addBranches(to v1: RouterGroup<BasicRequestContext>) {
+    v1.post("modules/:name/resolve") { request, context in
+      try answer(await service.resolve(name(context), body(ResolveRequest.self, request)), status: .accepted)
+    }
+    v1.get("modules/:name/branches") { _, context in try answer(await service.branches(name(context))) }
+    v1.post("modules/:name/branches/:branch/export") { request, context in
+      let directory = try await body(ExportBody.self, request).directory
+      let operation = try await service.exportBranch(
+        name(context), context.parameters.require("branch"), to: directory)
+      return try answer(OperationAnswer(operation: operation), status: .accepted)
+    }
+    v1.post("modules/:name/branches/:branch/drop") { _, context in
+      let operation = try await service.dropBranch(name(context), context.parameters.require("branch"))
       return try answer(OperationAnswer(operation: operation), status: .accepted)
     }
   }

@@ -31,9 +31,15 @@ public struct HostPaths: Sendable, Hashable {
   /// The write-intent map of the module's engine (R3).
   public func intentsFile(_ name: ModuleName) -> String { "\(moduleState(name))/intents" }
 
+  /// Since when this node's branch exists, for people.
+  public func branchNote(_ name: ModuleName) -> String { "\(moduleState(name))/branch.json" }
+
   public var runtime: String { "\(root)/run/vmha" }
   public var controlSocket: String { "\(runtime)/vmhad.sock" }
   public func engineSocket(_ name: ModuleName) -> String { "\(runtime)/engines/\(name).sock" }
   /// Exists while vmhad itself starts this VM; the libvirt hook refuses every other start.
   public func startPermit(_ name: ModuleName) -> String { "\(runtime)/permits/\(name)" }
+  /// Exists while vmhad itself has suspended this VM, so that a later vmhad tells it from a pause of libvirt or the operator.
+  /// Lives as long as the boot, as QEMU does.
+  public func suspension(_ name: ModuleName) -> String { "\(runtime)/suspended/\(name)" }
 }

@@ -7,10 +7,11 @@ extension MirrorModule {
     case .start(let force): start(command, force: force)
     case .stop: stop(command)
     case .swap: swap(command)
+    case .resolve(let mine, let theirs): resolve(command, mine: mine, theirs: theirs)
     }
   }
 
-  private mutating func answer(_ command: Command, _ answer: Answer) {
+  mutating func answer(_ command: Command, _ answer: Answer) {
     out.append(.answer(commandID: command.id, answer))
   }
 
@@ -104,6 +105,9 @@ extension MirrorModule {
 
   private mutating func stop(_ command: Command) {
     setWish(false, command.wishVersion)
+    if case .closing(let closing) = phase, case .giveUp = closing.goal {
+      return answer(command, .accepted("stopping, as soon as this copy's branch is archived"))
+    }
     if case .closing(var closing) = phase {
       // A stop overtakes a swap: the guest goes off all the same.
       closing.goal = .stop
@@ -176,6 +180,10 @@ extension MirrorModule {
     switch goal {
     case .stop: say("stopping: the guest is asked to shut down", .notice)
     case .handOver: say("handing over to \(settings.peerName): the guest is asked to shut down", .notice, rule: "R10")
+    case .giveUp:
+      say(
+        "the operator keeps \(settings.peerName)'s copy: the guest here is shut down, then this branch is archived",
+        .warning, rule: "R12")
     }
     if guest.isLive {
       guest = .stopping
@@ -218,6 +226,9 @@ extension MirrorModule {
     case .handOver(let session):
       guard closing.session == session else { return resumeAfterLoss() }
       giveToken(session)
+    case .giveUp(let kept):
+      advance(closing, to: .archive)
+      beginArchive(kept)
     case .stop:
       // Clean stop: the node that stops last holds the mark, so that it starts alone next time.
       if closing.wasAlone || closing.session == nil && peerAlive != true {

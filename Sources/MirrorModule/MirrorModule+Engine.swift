@@ -30,6 +30,8 @@ extension MirrorModule {
     case .barrierDone(let session): barrierDone(session)
     case .failed(let command, let why): commandFailed(command, why)
     case .diskError(let operation, let path, let errno): diskError(operation, path, errno)
+    case .readsHeld: areReadsHeld = true
+    case .readsReleased: areReadsHeld = false
     }
   }
 
@@ -37,6 +39,7 @@ extension MirrorModule {
     engineReady = true
     engineStarting = false
     isMounted = report.isMounted
+    areReadsHeld = report.areReadsHeld ?? false
     switch phase {
     case .waiting: takeOver(report)
     case .alone:
@@ -137,6 +140,7 @@ extension MirrorModule {
 
   private mutating func unmounted() {
     isMounted = false
+    areReadsHeld = false
     if case .closing(let closing) = phase, closing.step == .unmount { return closingUnmounted(closing) }
     continueYielding()
   }
@@ -203,6 +207,7 @@ extension MirrorModule {
         guest = .stopping
         out.append(.destroyGuest)
       }
+      if closing.step == .archive { return restartEngine() }  // nobody else may come to write to the copy
       if closing.goal == .stop, !guest.isLive { return finishStop(consented: false, claim: nil) }
       phase = .waiting
     case .prim, .adopting: return offer()

@@ -37,6 +37,8 @@ extension MirrorModule {
     timers[.guestRetry] = nil
     guest = .starting
     guestNote = nil
+    isSuspensionWanted = false
+    timers[.suspension] = nil
     out.append(.startGuest)
   }
 
@@ -48,6 +50,7 @@ extension MirrorModule {
       guestIsUp()
     case .guestResumed:
       if guest == .paused { guest = .running }
+      if guest == .suspended { resumedByOthers() }
       guestNote = nil
     case .guestPaused(let why):
       guest = .paused
@@ -60,6 +63,7 @@ extension MirrorModule {
     case .guestOff(let end):
       let expected = guest == .stopping
       guest = .off
+      isSuspensionWanted = false
       guestNote = nil
       expected ? guestWentOff() : guestEnded(end, "it ended by itself (\(end.rawValue))")
     case .guestStuck(let why):
@@ -141,7 +145,8 @@ extension MirrorModule {
     case .peerUnknown:
       timers[kind] = nil
       if peerAlive == nil { peerAlive = false }
-    case .ask: timers[kind] = nil
+    case .ask, .suspension: timers[kind] = nil
+    case .surrender: abandonSurrender("\(settings.peerName) did not answer")
     case .offer:
       endOffer()
       note("\(settings.peerName) did not take the module; starting again here", .warning)

@@ -6,7 +6,7 @@ extension MirrorModule {
     record.map {
       Hello(
         node: settings.node, record: $0, isAlone: isAlone,
-        guestRunning: guest == .running || guest == .paused || guest == .starting, continuous: isContinuous)
+        guestRunning: guest.isPresent, continuous: isContinuous)
     }
   }
 
@@ -38,6 +38,8 @@ extension MirrorModule {
     case .adopt(let generation, let history, let pairing): adopt(generation, history, pairing, session)
     case .adopted: adopted(session)
     case .token: token(session)
+    case .giveUp(let branch, let kept): peerGivesUp(branch, kept: kept, in: session)
+    case .goOn(let kept): peerGoesOn(kept)
     }
   }
 
@@ -54,6 +56,7 @@ extension MirrorModule {
         "neither copy is usable as it is: this one is \(shake.mine.standing.rawValue), \(settings.peerName)'s is "
           + "\(theirs.standing.rawValue)", .alarm, rule: "R7")
     case .source(settings.node, let why):
+      noteResolved(theirs)
       splitWith = nil
       handshake?.awaitsTarget = true
       // R3: maps say what differs since these two copies were last the same; of any other two they say nothing.

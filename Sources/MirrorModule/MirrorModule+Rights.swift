@@ -15,6 +15,7 @@ extension MirrorModule {
     case .second: considerSecond()
     default: break
     }
+    considerSuspension()
     listen()
   }
 
@@ -186,7 +187,7 @@ extension MirrorModule {
     for timer in [TimerKind.ask, .askAnswer, .patience, .quiet, .bootWait, .offer, .reconnect] { timers[timer] = nil }
     phase = .alone
     say(Self.aloneSentence(right, why, peer: settings.peerName), right.isProven ? .notice : .warning, rule: "R4")
-    if isMounted && (guest == .running || guest == .starting || guest == .paused) {
+    if isMounted && guest.isPresent {
       engine(.setPolicy(.alone))
       if let session { beginResync(session) }
     } else {
@@ -214,7 +215,7 @@ extension MirrorModule {
     endSession()
     let request = ConsentRequest(
       nonce: random(), node: settings.node, generation: record.generation, history: record.history,
-      guestRunning: guest == .running || guest == .paused || guest == .starting, stopping: isStopping)
+      guestRunning: guest.isPresent, stopping: isStopping)
     openAsk = request
     arm(.askAnswer, after: MirrorSettings.consentAnswerMax)
     timers[.quiet] = nil

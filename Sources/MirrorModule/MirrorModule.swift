@@ -34,10 +34,12 @@ public struct MirrorModule: Sendable, Codable, Hashable {
     case stop
     /// R10, cold swap: the writer token goes to the peer in this session.
     case handOver(SessionID)
+    /// R12: this copy is given up for the one of this generation.
+    case giveUp(Generation)
   }
 
   enum ClosingStep: Int, Sendable, Codable, Hashable, Comparable {
-    case guest, drain, barrier, unmount, consent
+    case guest, drain, barrier, unmount, consent, archive
     static func < (a: ClosingStep, b: ClosingStep) -> Bool { a.rawValue < b.rawValue }
   }
 
@@ -48,6 +50,8 @@ public struct MirrorModule: Sendable, Codable, Hashable {
     var session: SessionID?
     /// R4 had been done: the mark "peer outdated" already holds.
     var wasAlone: Bool
+    /// The guest is destroyed instead: it cannot shut down.
+    var destroys = false
   }
 
   /// A session from its handshake until a role is taken in it.
@@ -70,7 +74,7 @@ public struct MirrorModule: Sendable, Codable, Hashable {
 
   enum TimerKind: String, Sendable, Codable, Hashable, CaseIterable {
     case peerUnknown, bootWait, ask, askAnswer, patience, offer, engineStart, reconnect, guestRetry, holdGuest, quiet,
-      adopt
+      adopt, suspension, surrender
   }
 
   public internal(set) var settings: MirrorSettings
@@ -79,6 +83,11 @@ public struct MirrorModule: Sendable, Codable, Hashable {
   var phase = Phase.stopped
   var guest = GuestState.unknown
   var guestNote: String?
+  /// As the engine says: the guest's reads wait too (R2).
+  var areReadsHeld = false
+  /// `suspendGuest` was the last word about the guest's virtual CPUs.
+  var isSuspensionWanted = false
+  var suspensionTrouble: String?
   var engineReady = false
   var engineStarting = false
   /// The engine was told to look for its peer.
@@ -92,6 +101,8 @@ public struct MirrorModule: Sendable, Codable, Hashable {
   var bringUp: BringUp?
   /// The peer both nodes differ from without descent; kept until a session tells otherwise.
   var splitWith: Hello?
+  /// The operator's wish to give this node's branch up, until the peer has agreed.
+  var surrender: Command?
   var resync: ResyncProgress?
   var resyncSession: SessionID?
   /// nil = not known yet, in the first moments of this process.
@@ -147,6 +158,9 @@ public struct MirrorModule: Sendable, Codable, Hashable {
     case .engineGone(let why): engineGone(why)
     case .peerMessage(let session, let message): peerSaid(message, in: session)
     case .guestStarted, .guestStartFailed, .guestOff, .guestPaused, .guestResumed, .guestStuck: guestSaid(event)
+    case .branchArchived(let branch): archived(branch)
+    case .branchArchiveFailed(let branch, let why): archiveFailed(branch, why)
+    case .guestSuspended, .guestSuspendFailed, .guestReleased, .guestReleaseFailed: suspensionSaid(event)
     case .consentRequested(let request, let token):
       let reply = consent(to: request)
       out.append(.replyConsent(token: token, reply))
@@ -202,6 +216,7 @@ public struct MirrorModule: Sendable, Codable, Hashable {
     engineReady = false
     engineStarting = false
     isMounted = false
+    areReadsHeld = false
     isConnecting = false
     endsPending = 0
   }
@@ -250,6 +265,7 @@ public struct MirrorModule: Sendable, Codable, Hashable {
   }
 
   mutating func dropSession() {
+    abandonSurrender("the session with \(settings.peerName) was lost")
     handshake = nil
     resyncSession = nil
     resync = nil
@@ -260,6 +276,7 @@ public struct MirrorModule: Sendable, Codable, Hashable {
     self.record = record
     self.wish = wish
     self.guest = guest
+    isSuspensionWanted = guest == .suspended
     arm(.peerUnknown, after: settings.detection)
     if record == nil {
       // R0: an unreadable record = not up to date, all zones. The copy can only be the target of a resync.

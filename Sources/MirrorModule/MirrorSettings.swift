@@ -40,6 +40,8 @@ public struct MirrorSettings: Sendable, Codable, Hashable {
   /// The same for a primary whose guest is frozen meanwhile: longer than a peer that does not see this node any more takes to go
   /// on by itself, which its heartbeat then tells.
   public static let frozenPatience: Duration = .seconds(2)
+  /// R12: the peer's agreement that its branch goes on counts as refused after this.
+  public static let surrenderAnswerMax: Duration = .seconds(5)
   /// Pause before ADOPT is sent again.
   public static let adoptRetry: Duration = .seconds(1)
   /// How long a primary that lost its engine offers the module to its in-sync peer before it starts again by itself.
@@ -48,6 +50,8 @@ public struct MirrorSettings: Sendable, Codable, Hashable {
   public static let preferredWait: Duration = .seconds(60)
   /// Pause before an engine that died again is started again.
   public static let engineRestartPause: Duration = .seconds(2)
+  /// Pause before a guest that could not be suspended or resumed is tried again.
+  public static let suspensionRetry: Duration = .seconds(1)
   /// Pause before a guest that could not be started is tried again.
   public static let guestRetryPause: Duration = .seconds(2)
 

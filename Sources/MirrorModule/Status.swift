@@ -27,12 +27,17 @@ extension MirrorModule {
       inSync: isInSync, offers: offers && !guest.isLive, isSplit: splitWith != nil,
       splitGeneration: splitWith?.generation,
       sentence: splitWith != nil
-        ? splitSentence : guestNote.map { "\(sentence); the guest is paused: \($0)" } ?? sentence,
+        ? splitSentence : guestSentence,
       since: sentenceSince, resync: resync)
   }
 
   private var splitSentence: String {
     "SPLIT: both nodes wrote without the other and both copies are kept; \(sentence)"
+  }
+
+  private var guestSentence: String {
+    if guest == .suspended { return "\(sentence); the guest is suspended meanwhile" }
+    return guestNote.map { "\(sentence); the guest is paused: \($0)" } ?? sentence
   }
 
   private var isInSync: Bool {

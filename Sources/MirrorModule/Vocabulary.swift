@@ -13,8 +13,17 @@ public struct Wish: Sendable, Codable, Hashable {
 /// The guest as libvirt reports it.
 public enum GuestState: String, Sendable, Codable, Hashable {
   case unknown, off, starting, running, stopping, paused
+  /// Paused by this core: it waits for the peer or for a right (R2).
+  case suspended
   /// May still write to its disks.
   public var isLive: Bool { self != .off }
+  /// There is a guest that is meant to go on.
+  public var isPresent: Bool {
+    switch self {
+    case .starting, .running, .paused, .suspended: true
+    case .unknown, .off, .stopping: false
+    }
+  }
 }
 
 /// Why a guest is off.
@@ -66,6 +75,10 @@ public enum PeerMessage: Sendable, Codable, Hashable {
   case adopted
   /// R10: the writer token.
   case token
+  /// R12: the sender would give its branch up for the receiver's, and waits for `goOn`.
+  case giveUp(Generation, kept: Generation)
+  /// R12: the receiver of `giveUp` keeps this branch.
+  case goOn(Generation)
 }
 
 /// R5, over the control link, outside any session.
@@ -126,6 +139,8 @@ public struct Command: Sendable, Codable, Hashable {
     case start(force: Bool)
     case stop
     case swap
+    /// R12, given to the node whose copy is given up: `mine` and `theirs` are the generations the operator saw.
+    case resolve(mine: Generation, theirs: Generation)
   }
   public var id: UInt64
   public var verb: Verb
@@ -161,7 +176,16 @@ public enum Event: Sendable, Codable, Hashable {
   case guestStartFailed(why: String)
   case guestOff(GuestEnd)
   case guestPaused(why: String)
+  /// The guest runs again, and this core did not ask for it.
   case guestResumed
+  /// Answers to `suspendGuest` and `resumeGuest`.
+  case guestSuspended
+  case guestSuspendFailed(why: String)
+  case guestReleased
+  case guestReleaseFailed(why: String)
+  /// Answers to `archiveBranch`.
+  case branchArchived(BranchID)
+  case branchArchiveFailed(BranchID, why: String)
   /// The guest could not be stopped or destroyed in time.
   case guestStuck(why: String)
   case consentRequested(ConsentRequest, token: UInt64)
@@ -193,6 +217,13 @@ public enum Directive: Sendable, Codable, Hashable {
   case stopGuest
   /// Answered by `guestOff` or `guestStuck`.
   case destroyGuest
+  /// The virtual CPUs stand still until `resumeGuest`. Answered by `guestSuspended` or `guestSuspendFailed`.
+  case suspendGuest
+  /// Answered by `guestReleased` or `guestReleaseFailed`; a guest that is off by then answers nothing.
+  case resumeGuest
+  /// R12: keep the whole copy as it is now, durably. Nothing writes to it until the answer: `branchArchived` or
+  /// `branchArchiveFailed`. The second generation is the one that goes on.
+  case archiveBranch(Generation, kept: Generation)
   case askConsent(ConsentRequest)
   case replyConsent(token: UInt64, ConsentReply)
   case answer(commandID: UInt64, Answer)

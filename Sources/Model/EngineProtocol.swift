@@ -56,11 +56,14 @@ public struct EngineConfiguration: Codable, Sendable, Hashable {
   public var silenceMax: Duration
   /// An idle engine sends a keepalive this often.
   public var keepalive: Duration
+  /// Primary, and the peer's say is needed but it is not heard for this long: the guest's reads wait too (R2). Shorter than
+  /// `silenceMax`.
+  public var suspendAfter: Duration
 
   public init(
     module: ModuleName, node: NodeID, peerName: String, port: Int, links: [EngineLink], backingDirectory: String,
     mountPoint: String, intentsFile: String, authorityFile: String, certificateFile: String, keyFile: String,
-    silenceMax: Duration, keepalive: Duration
+    silenceMax: Duration, keepalive: Duration, suspendAfter: Duration
   ) {
     self.module = module
     self.node = node
@@ -75,6 +78,7 @@ public struct EngineConfiguration: Codable, Sendable, Hashable {
     self.keyFile = keyFile
     self.silenceMax = silenceMax
     self.keepalive = keepalive
+    self.suspendAfter = suspendAfter
   }
 }
 
@@ -151,6 +155,8 @@ public struct EngineReport: Codable, Sendable, Hashable {
   public var link: String?
   /// Number of the mount's FUSE connection in /sys/fs/fuse/connections, for aborting a hung mount.
   public var fuseConnection: UInt32?
+  /// The guest's reads wait, too (`readsHeld`); nil = an engine that does not hold them.
+  public var areReadsHeld: Bool?
   public init(processID: Int32, role: EngineRole, policy: AcknowledgePolicy) {
     self.processID = processID
     self.role = role
@@ -180,6 +186,9 @@ public enum EngineEvent: Codable, Sendable, Hashable {
   case barrierDone(SessionID)
   case drained
   case filesSynced
+  /// R2: nothing is acknowledged and the peer has not been heard for `suspendAfter`: reads wait from here on.
+  case readsHeld
+  case readsReleased
   /// A command could not be done; nothing changed.
   case failed(command: String, why: String)
   /// R11: the backing store failed under a write or flush, here or (replica) for the peer's stream.

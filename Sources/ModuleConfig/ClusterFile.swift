@@ -150,6 +150,9 @@ extension ClusterConfiguration {
       pulse * 4 <= detection, "heartbeat", "pulse * 4 <= detection",
       "pulse is \(time(pulse)) and detection \(time(detection))")
     require(
+      suspendAfter + Self.suspendMargin < detection, "heartbeat",
+      "suspendAfter + \(time(Self.suspendMargin)) < detection", "detection is \(time(detection))")
+    require(
       detection <= bootWait && bootWait <= .seconds(3600), "boot", "detection <= wait <= 1h",
       "wait is \(time(bootWait)) and detection \(time(detection))")
     if revision < 1 { found.append(.init(.value, "cluster", "revision is \(revision)", "1 or more is needed")) }

@@ -111,9 +111,7 @@ extension Daemon {
     let beats = view.runners.values.filter(\.isLoaded).map { runner -> ModuleBeat in
       let status = runner.status
       var flags: ModuleBeat.Flags = []
-      if status.guest == .running || status.guest == .paused || status.guest == .starting {
-        flags.insert(.guestRunning)
-      }
+      if status.guest.isPresent { flags.insert(.guestRunning) }
       if status.offers { flags.insert(.offers) }
       if status.inSync { flags.insert(.inSync) }
       if status.isAlone { flags.insert(.isAlone) }

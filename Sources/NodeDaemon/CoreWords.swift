@@ -7,7 +7,7 @@ import Model
 func guestWord(_ guest: CoreGuest) -> ControlAPI.GuestState {
   switch guest {
   case .running, .starting, .stopping: .running
-  case .paused: .paused
+  case .paused, .suspended: .paused
   case .off: .off
   case .unknown: .unknown
   }

@@ -267,7 +267,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
       certificateFile: paths.nodeCertificateFile,
       keyFile: paths.nodeKeyFile, silenceMax: cluster.detection,
       // Over TCP: a lost packet comes again, so that four in a detection time are enough, and 25 idle modules cost little.
-      keepalive: cluster.detection / 4)
+      keepalive: cluster.detection / 4, suspendAfter: cluster.suspendAfter)
   }
 
   func moduleChanged(_ module: ModuleName, from old: CoreStatus?, to new: CoreStatus) {
@@ -407,7 +407,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
       let status = runner.status
       return ModuleReport(
         module: runner.module, status: status, wish: runner.wish, since: wallTime(of: status.since),
-        engine: runner.engineReport)
+        engine: runner.engineReport, branch: branchFacts(runner))
     }
   }
 }

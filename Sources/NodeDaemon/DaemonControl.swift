@@ -145,7 +145,7 @@ extension Daemon: ControlService {
   }
 
   /// Everything that is in the journal by now lies before it.
-  private func journalCursor() throws -> Int64 {
+  func journalCursor() throws -> Int64 {
     journal.flush(timeout: .seconds(1))
     return try journal.page(since: nil, module: nil, limit: 1).cursor
   }
@@ -154,11 +154,11 @@ extension Daemon: ControlService {
     max(runner.wish.version, UInt64(WallTime.now().milliseconds)) + 1
   }
 
-  private func check(_ answer: Answer) throws {
+  func check(_ answer: Answer) throws {
     if case .refused(let what, let why, let next) = answer { throw ControlError(.refused, what, why: why, next: next) }
   }
 
-  private func accept(_ runner: ModuleRunner, _ cursor: Int64, _ sentence: String, target: String?) -> Acceptance {
+  func accept(_ runner: ModuleRunner, _ cursor: Int64, _ sentence: String, target: String?) -> Acceptance {
     Acceptance(module: runner.module.text, cursor: cursor, time: .now(), sentence: sentence, targetNode: target)
   }
 

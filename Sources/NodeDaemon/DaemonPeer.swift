@@ -37,6 +37,9 @@ extension Daemon {
     case .crashGuest(let name):
       try crashGuestHere(requireRunner(name))
       return .done
+    case .resolve(let name, let mine, let theirs):
+      return .answer(try giveUp(requireRunner(name), mine: mine, theirs: theirs))
+    case .branches(let name): return .branches(try branchesHere(requireRunner(name)))
     case .adoption(let bytes): return .adoption(try serveAdoption(bytes))
     case .cluster(let request): return .cluster(clusterSetup.answer(request))
     }

@@ -66,13 +66,15 @@ extension Daemon {
     var nodes: [ModuleNodeStatus] = []
     for node in cluster.nodes {
       if node.id == view.node {
-        nodes.append(
-          nodeEntry(node, mine, current: runner.isLoaded, since: wallTime(of: mine.since), runner.engineReport))
+        var entry = nodeEntry(
+          node, mine, current: runner.isLoaded, since: wallTime(of: mine.since), runner.engineReport)
+        entry.branch = branchFacts(runner)
+        nodes.append(entry)
       } else if let report = view.peerReports[configuration.name] {
-        nodes.append(
-          nodeEntry(
-            node, report.status, current: view.peerAlive == true, since: report.since,
-            report.engine))
+        var entry = nodeEntry(
+          node, report.status, current: view.peerAlive == true, since: report.since, report.engine)
+        entry.branch = report.branch
+        nodes.append(entry)
       } else {
         nodes.append(
           ModuleNodeStatus(
@@ -162,7 +164,7 @@ extension Daemon {
       warnings.append(
         StatusWarning(
           "\(module.name) is SPLIT: both copies were written and both are kept",
-          whatToDo: "see docs/operating/failures.md: stop the one you do not want, keep its files"))
+          whatToDo: "look at both: vmha status \(module.name); then choose: vmha resolve \(module.name) --keep NODE"))
     }
     return warnings + view.heartbeatWarnings
   }

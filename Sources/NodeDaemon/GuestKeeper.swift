@@ -9,7 +9,7 @@ import VirtualMachines
 /// Starts, stops and watches one module's guest. Its own thread does one thing after the other, so what libvirt tells of a
 /// step that is under way is never mistaken for news.
 final class GuestKeeper: Sendable {
-  enum Job: Sendable { case start, stopInOrder, destroy, look }
+  enum Job: Sendable { case start, stopInOrder, destroy, suspend, resume, look }
 
   private static let jobsMax = 1000
   private static let lookEvery: Duration = .seconds(5)
@@ -28,6 +28,10 @@ final class GuestKeeper: Sendable {
     var believed = CoreGuest.unknown
     /// Set while a clean stop should give way to a kill.
     var isUrgent = false
+    /// `resume` was asked for and not done yet; a clean stop does it in between.
+    var isResumeDue = false
+    /// libvirt's answer to a suspend, which may take as long as QEMU waits for its disks; nil = none is open.
+    var suspendCall: OneShot<Result<Void, any Error>>?
     var lastEnd: GuestEnd?
     var pauseReason: String?
     var stopTimeout: Duration?
@@ -36,11 +40,11 @@ final class GuestKeeper: Sendable {
     var isOver = false
   }
 
-  private let paths: HostPaths
-  private let module: ModuleName
+  let paths: HostPaths
+  let module: ModuleName
   private let environment: @Sendable (ModuleConfiguration) -> [String: String]
-  private let hypervisor: any Hypervisor
-  private let tell: @Sendable (CoreSeverity, String) -> Void
+  let hypervisor: any Hypervisor
+  let tell: @Sendable (CoreSeverity, String) -> Void
   private let state: Mutex<State>
   private let worker: Mutex<Worker<Job>?> = Mutex(nil)
 
@@ -77,6 +81,12 @@ final class GuestKeeper: Sendable {
   func destroy() {
     state.withLock { $0.isUrgent = true }
     push(.destroy)
+  }
+
+  func suspend() { push(.suspend) }
+  func resume() {
+    state.withLock { $0.isResumeDue = true }
+    push(.resume)
   }
 
   /// libvirt told something about this guest, or answers again after it did not.
@@ -135,6 +145,13 @@ final class GuestKeeper: Sendable {
     if worker.withLock({ $0 })?.push(job) == false { tell(.alarm, "the guest keeper's queue is full") }
   }
 
+  var suspendCall: OneShot<Result<Void, any Error>>? {
+    get { state.withLock { $0.suspendCall } }
+    set { state.withLock { $0.suspendCall = newValue } }
+  }
+  var isUrgent: Bool { state.withLock { $0.isUrgent } }
+  func resumeIsDone() { state.withLock { $0.isResumeDue = false } }
+
   private func lookAgain() {
     look()
     worker.withLock { $0 }?.setWakeUp(at: monotonicNow() + Self.lookEvery)
@@ -145,24 +162,27 @@ final class GuestKeeper: Sendable {
     case .start: startNow()
     case .stopInOrder: stopNow()
     case .destroy: destroyNow()
+    case .suspend: suspendNow()
+    case .resume: resumeNow()
     case .look: look()
     }
     worker.withLock { $0 }?.setWakeUp(at: monotonicNow() + Self.lookEvery)
   }
 
-  private func emit(_ event: CoreEvent) {
+  func emit(_ event: CoreEvent) {
     let (emit, isOver) = state.withLock { ($0.emit, $0.isOver) }
     if !isOver { emit?(event) }
   }
 
-  private func believe(_ guest: CoreGuest) { state.withLock { $0.believed = guest } }
+  func believe(_ guest: CoreGuest) { state.withLock { $0.believed = guest } }
 
   /// nil = libvirt cannot tell now.
-  private func actual() -> CoreGuest? {
+  func actual() -> CoreGuest? {
     do {
       return switch try hypervisor.state(of: module.text).state {
       case .shutOff: .off
-      case .paused, .sleeping: .paused
+      case .paused: isSuspendedByUs ? .suspended : .paused
+      case .sleeping: .paused
       case .running, .shuttingDown: .running
       case .crashed: .paused
       case .unknown: nil
@@ -178,6 +198,7 @@ final class GuestKeeper: Sendable {
       try runScript(.beforeStart)
       if let now = actual(), now != .off { try hypervisor.destroy(module.text) }
       state.withLock { $0.pauseReason = nil }
+      forgetSuspension()
       // The libvirt hook lets only a start with this permit through.
       let permit = paths.startPermit(module)
       try DurableFile.makeFolder("\(paths.runtime)/permits", mode: 0o755)
@@ -216,6 +237,7 @@ final class GuestKeeper: Sendable {
     let begin = monotonicNow()
     var press = monotonicNow()
     while actual() != .off {
+      if state.withLock({ $0.isResumeDue }) { resumeNow() }
       if state.withLock({ $0.isUrgent }) { return }  // `destroy` is next in the queue and reports
       let now = monotonicNow()
       let timeout = state.withLock { $0.stopTimeout ?? $0.configuration.stopTimeout }
@@ -253,6 +275,7 @@ final class GuestKeeper: Sendable {
   private func wentOff(_ end: GuestEnd) {
     believe(.off)
     state.withLock { $0.lastEnd = nil }
+    forgetSuspension()
     emit(.guestOff(end))
     do { try runScript(.afterStop) } catch { tell(.warning, "\(error)") }
   }
@@ -264,8 +287,13 @@ final class GuestKeeper: Sendable {
     switch (believed, now) {
     case (_, .off):
       state.withLock { $0.lastEnd = nil }
+      forgetSuspension()
       emit(.guestOff(lastEnd ?? .failed))
     case (_, .paused): emit(.guestPaused(why: pauseReason()))
+    case (.suspended, .running):
+      forgetSuspension()
+      emit(.guestResumed)
+    case (_, .suspended): emit(.guestSuspended)
     case (.paused, .running): emit(.guestResumed)
     case (_, .running): emit(.guestStarted)
     default: break

@@ -25,7 +25,7 @@ enum Milestones {
           details: ["state": new.state.rawValue, "readiness": new.readiness.rawValue]))
     }
     let before = old?.guest ?? .unknown
-    if new.guest == .starting, before == .running || before == .paused, let died = guest(before, .off) {
+    if new.guest == .starting, before == .running || before == .paused || before == .suspended, let died = guest(before, .off) {
       // It died and is being started again within one decision.
       found.append(died)
     }
@@ -51,8 +51,10 @@ enum Milestones {
     if old == new { return nil }
     return switch (old, new) {
     case (_, .starting): Milestone(kind: .guestStarting, severity: .info, sentence: "the guest is being started")
-    case (.paused, .running): Milestone(kind: .guestResumed, severity: .notice, sentence: "the guest runs again")
+    case (.paused, .running), (.suspended, .running): Milestone(kind: .guestResumed, severity: .notice, sentence: "the guest runs again")
     case (_, .running): Milestone(kind: .guestStarted, severity: .notice, sentence: "the guest runs")
+    case (_, .suspended):
+      Milestone(kind: .guestPaused, severity: .warning, sentence: "the guest is suspended")
     case (_, .paused): Milestone(kind: .guestPaused, severity: .error, sentence: "the guest is paused")
     case (.stopping, .off): Milestone(kind: .guestStopped, severity: .notice, sentence: "the guest is off")
     case (.unknown, .off), (_, .stopping), (_, .unknown): nil

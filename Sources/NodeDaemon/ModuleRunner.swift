@@ -10,6 +10,7 @@ import VirtualMachines
 /// What a module runner needs of its node; everything may be called from any thread.
 protocol ModuleSurroundings: Sendable {
   var paths: HostPaths { get }
+  var nodeName: String { get }
   var launcher: EngineLauncher { get }
   /// R5: blocks until the peer answered or could not be reached; throws with the reason.
   func askPeer(_ request: ConsentRequest, module: ModuleName) throws -> ConsentReply
@@ -42,7 +43,7 @@ final class ModuleRunner: Sendable {
 
   let module: ModuleName
   let store: ModuleStore
-  private let surroundings: any ModuleSurroundings
+  let surroundings: any ModuleSurroundings
   private let state: Mutex<State>
   private let worker: Mutex<Worker<CoreEvent>?> = Mutex(nil)
   private let engine: Mutex<EngineConnection?> = Mutex(nil)
@@ -217,7 +218,9 @@ final class ModuleRunner: Sendable {
   /// Throws only for `persist`.
   private func execute(_ directive: CoreDirective) throws {
     switch directive {
-    case .persist(let record): try store.write(record)
+    case .persist(let record):
+      try store.write(record)
+      noteBranch(record.generation.branch)
     case .persistWish(let wish): try store.write(wish)
     case .startEngine: engine.withLock { $0 }?.start(surroundings.engineConfiguration(configuration))
     case .killEngine: engine.withLock { $0 }?.kill()
@@ -226,6 +229,9 @@ final class ModuleRunner: Sendable {
     case .startGuest: keeper.start()
     case .stopGuest: keeper.stopInOrder()
     case .destroyGuest: keeper.destroy()
+    case .suspendGuest: keeper.suspend()
+    case .resumeGuest: keeper.resume()
+    case .archiveBranch(let generation, let kept): archive(generation, kept: kept)
     case .askConsent(let request): ask(request)
     case .replyConsent(let token, let reply): state.withLock { $0.consents[token] }?.fulfil(reply)
     case .answer(let id, let answer): state.withLock { $0.answers.removeValue(forKey: id) }?.fulfil(answer)

@@ -15,10 +15,12 @@ struct ModuleStore: Sendable {
   let directory: String
   private let intentsFile: String
   private let pair: DurablePair
+  private let branchNote: String
 
   init(paths: HostPaths, module: ModuleName) {
     directory = paths.moduleState(module)
     intentsFile = paths.intentsFile(module)
+    branchNote = paths.branchNote(module)
     pair = DurablePair(path: "\(directory)/record")
   }
 
@@ -45,6 +47,7 @@ struct ModuleStore: Sendable {
   func removeAll() throws {
     try pair.remove()
     try DurableFile.remove(wishFile)
+    try DurableFile.remove(branchNote)
     // A map must not outlive the copies it speaks of.
     try DurableFile.remove(intentsFile)
   }

@@ -16,6 +16,10 @@ enum PeerRequest: Codable, Sendable {
   case journal(since: Int64)
   case adoption(AdoptionPeerRequest)
   case crashGuest(ModuleName)
+  /// R12, to the node whose copy is given up.
+  case resolve(ModuleName, mine: Generation, theirs: Generation)
+  /// Archived branches of this module.
+  case branches(ModuleName)
   case cluster(ClusterPeerRequest)
 }
 
@@ -31,6 +35,7 @@ enum PeerReply: Codable, Sendable {
   case wishes([ModuleName: Wish])
   case report([ModuleReport])
   case journal(JournalPiece)
+  case branches([ArchivedBranch])
   case adoption(AdoptionPeerReply)
   case cluster(ClusterPeerReply)
   case done
@@ -44,4 +49,6 @@ struct ModuleReport: Codable, Sendable {
   var wish: Wish
   var since: WallTime
   var engine: EngineReport?
+  /// Only while it is SPLIT.
+  var branch: BranchFacts?
 }

@@ -58,6 +58,9 @@ extension Engine {
     else {
       throw EngineError(.control, "keepalive must be shorter than half of silenceMax, and both longer than nothing")
     }
+    guard configuration.suspendAfter > .zero, configuration.suspendAfter < configuration.silenceMax else {
+      throw EngineError(.control, "suspendAfter must be shorter than silenceMax, and longer than nothing")
+    }
     let movesTree =
       current?.backingDirectory != configuration.backingDirectory || current?.mountPoint != configuration.mountPoint
       || current?.intentsFile != configuration.intentsFile
@@ -145,7 +148,8 @@ extension Engine {
     let copy = dup(root.number)
     guard copy >= 0 else { throw EngineError(.backing, "cannot keep the backing directory open: \(Errno.last)") }
     let server: FileServer
-    do throws(Errno) { server = try FileServer(root: copy, sink: mirror) } catch {
+    let gate = ReadGate(until: monotonicNow() + configuration.suspendAfter)
+    do throws(Errno) { server = try FileServer(root: copy, sink: mirror, gate: gate) } catch {
       close(copy)
       throw EngineError(.backing, "cannot read \(configuration.backingDirectory): \(error)")
     }
@@ -187,6 +191,7 @@ extension Engine {
     mounted.mount.join()
     stopResync()
     mirror.detach()
+    mounted.server.gate.close()
     mounted.server.closeAll()
     mounted.mount.destroy()
     state.withLock { $0.mounted = nil }
@@ -225,6 +230,7 @@ extension Engine {
       state.withLock { $0.mirroredSession = id }
     }
     try mirror.setPolicy(policy)
+    watchReads()
     Log.note("policy \(policy)")
   }
 

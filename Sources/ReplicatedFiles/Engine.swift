@@ -45,6 +45,7 @@ public final class Engine: Sendable {
   /// One command at a time, whoever it comes from.
   let commands = Mutex(())
   let mirror: Mirror
+  let readWatch = Mutex(ReadWatch())
   private let clearInterval: Duration
   private let connectorBox = Mutex<Connector?>(nil)
   private let emitter: @Sendable (EngineEvent) -> Void
@@ -91,6 +92,7 @@ public final class Engine: Sendable {
 
   public func report() -> EngineReport {
     let policy = mirror.policy
+    let areHeld = areReadsHeld
     return state.withLock { state in
       let replicaSession = state.replica?.session
       let role: EngineRole = state.mounted != nil ? .primary : (replicaSession != nil ? .replica : .idle)
@@ -105,6 +107,7 @@ public final class Engine: Sendable {
       report.bytesMarked = state.intents?.bytesMarked
       report.link = state.session?.link
       report.fuseConnection = state.mounted?.mount.connection
+      report.areReadsHeld = areHeld
       return report
     }
   }
@@ -119,6 +122,8 @@ public final class Engine: Sendable {
 
   /// Answers when to look again: an engine that has nothing to do wakes up for its keepalives and little else.
   private func tick(_ now: Instant, gap: Duration) -> Duration {
+    // Last: a session that is lost below must not prolong the reads' lease.
+    defer { watchReads() }
     let (session, configuration, isBusy) = state.withLock { ($0.session, $0.configuration, $0.isResyncing) }
     guard let session, let configuration else { return Self.tickInterval }
     clearIntents(now)

@@ -2,7 +2,8 @@ import CFuse3
 import Glibc
 import Replication
 
-/// Requests that change nothing: served from the backing directory at once, whatever the policy is.
+/// Requests that change nothing: served from the backing directory at once, whatever the policy is; but for the contents of
+/// files, which a node that is cut off holds back (`ReadGate`).
 extension FileServer {
   func lookUp(_ request: KernelRequest, parent: UInt64, name: [UInt8]) {
     do throws(Errno) {
@@ -42,9 +43,25 @@ extension FileServer {
   func read(
     _ request: KernelRequest, descriptor: Int32, size: Int, offset: off_t, buffer: UnsafeMutableRawBufferPointer
   ) {
+    guard gate.isOpen else { return hold(request, descriptor: descriptor, size: min(size, buffer.count), offset: offset) }
+    serve(request, descriptor, offset, UnsafeMutableRawBufferPointer(rebasing: buffer[..<min(size, buffer.count)]))
+  }
+
+  /// The file stays open until this is answered: its user waits for it.
+  private func hold(_ request: KernelRequest, descriptor: Int32, size: Int, offset: off_t) {
+    gate.pass(
+      ReadGate.Read(request: request) { [self] in
+        let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: size, alignment: 4096)
+        defer { buffer.deallocate() }
+        serve(request, descriptor, offset, buffer)
+      })
+  }
+
+  private func serve(
+    _ request: KernelRequest, _ descriptor: Int32, _ offset: off_t, _ part: UnsafeMutableRawBufferPointer
+  ) {
     do throws(Errno) {
       guard offset >= 0 else { throw Errno(EINVAL) }
-      let part = UnsafeMutableRawBufferPointer(rebasing: buffer[..<min(size, buffer.count)])
       let count = try Backing.readAll(descriptor, into: part, at: UInt64(offset))
       fuse_reply_buf(request.raw, part.baseAddress?.assumingMemoryBound(to: CChar.self), count)
     } catch {

@@ -19,14 +19,16 @@ final class FileServer: Sendable {
   let sink: any GuestRequestSink
   /// The longest file the backing file system takes.
   let fileBytesMax: UInt64
+  let gate: ReadGate
   /// Data descriptors and directory streams that are open, so that a forced unmount can close them.
   private let handles = Mutex(Set<Int32>())
   private let folders = Mutex(Set<UInt64>())
 
-  init(root: Int32, sink: any GuestRequestSink) throws(Errno) {
+  init(root: Int32, sink: any GuestRequestSink, gate: ReadGate) throws(Errno) {
     fileBytesMax = Backing.fileBytesMax(root)
     nodes = try NodeTable(root: root)
     self.sink = sink
+    self.gate = gate
   }
 
   func fileID(_ number: UInt64) -> FileID { FileID(rawValue: number) }

@@ -21,6 +21,8 @@ public final class FakeControlService: ControlService, Sendable {
     public var initialise: ClusterInitialiseRequest?
     public var join: ClusterJoinRequest?
     public var add: AddRequest?
+    public var resolve: ResolveRequest?
+    public var branches: [ArchivedBranch] = []
     var listeners: [Int: AsyncStream<JournalEvent>.Continuation] = [:]
     var listenerNext = 0
 
@@ -100,6 +102,23 @@ public final class FakeControlService: ControlService, Sendable {
     return try accept("swap", name, target: primary == "node1" ? "node2" : "node1")
   }
   public func crashGuest(_ name: String) async throws -> Acceptance { try accept("crash", name, target: nil) }
+
+  public func resolve(_ name: String, _ request: ResolveRequest) async throws -> Acceptance {
+    edit { $0.resolve = request }
+    return try accept("resolve", name, target: request.keep)
+  }
+  public func branches(_ name: String) async throws -> [ArchivedBranch] {
+    try record("branches \(name)")
+    return edit { $0.branches }
+  }
+  public func exportBranch(_ name: String, _ branch: String, to directory: String) async throws -> OperationID {
+    try record("export \(name) \(branch) \(directory)")
+    return OperationID(rawValue: "export-1")
+  }
+  public func dropBranch(_ name: String, _ branch: String) async throws -> OperationID {
+    try record("drop \(name) \(branch)")
+    return OperationID(rawValue: "drop-1")
+  }
 
   public func planAdd(_ request: AddRequest) async throws -> AddPlan {
     try record("plan \(request.name)")

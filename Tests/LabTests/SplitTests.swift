@@ -11,7 +11,7 @@ extension Trait where Self == InLab {
 
 extension AllLabs {
   /// Without a witness and with both cables pulled, both sides go on, as `policy=none` says beforehand. Nothing is thrown
-  /// away; the split is shown. A lab of its own: choosing a side is not offered yet, so a split stays.
+  /// away; the split is shown, and the operator chooses.
   @Suite(.serialized, .splitLab)
   struct Split {
     var lab: Lab { Labs.split }
@@ -47,6 +47,38 @@ extension AllLabs {
           #expect(told.contains(change), "\(change) is missing in \(told)")
         }
         try await lab.must("exec", "node1", "sh", "-c", "cd /etc/vmha; rm hooks/on-state-change modules/vm1/*-st*")
+      }
+    }
+
+    /// Cut off under `wait` both guests stand still, with nothing lost and without a new boot, until the nodes meet again.
+    @Test func aSuspended() async throws {
+      try await lab.scenario("both cables of node1 pulled under arbiter=wait") {
+        try await lab.healthy()
+        try await lab.vmha("node1", "cluster", "set", "arbiter=wait")
+        let reports = try await lab.watching(Lab.guests) {
+          let begin = ContinuousClock.now
+          try await lab.must("cut", "node1", "both")
+          for guest in Lab.guests {
+            let node = Lab.home[guest] ?? "node1"
+            var state = ""
+            while state != "paused", ContinuousClock.now - begin < .seconds(20) {
+              state = try await lab.must("exec", node, "virsh", "domstate", guest).out
+                .trimmingCharacters(in: .whitespacesAndNewlines)
+            }
+            #expect(state == "paused")
+            print("lab: \(guest) stood still \(ContinuousClock.now - begin) after the cut")
+            try await lab.until("\(node) says so", on: node, within: 10) { view in
+              try view.module(guest).nodes.contains { $0.node == node && $0.sentence.contains("suspended meanwhile") }
+            }
+          }
+          try await lab.must("heal", "node1", "both")
+          for guest in Lab.guests { try await lab.must("wait-for", "answer", guest, "--timeout", "30", within: 40) }
+        }
+        for (guest, report) in reports {
+          #expect(report.incarnations == 1 && report.lost == 0, "\(guest):\n\(report.account)")
+        }
+        try await lab.vmha("node1", "cluster", "set", "arbiter=policy=none")
+        try await lab.healthy()
       }
     }
 
@@ -88,7 +120,37 @@ extension AllLabs {
         #expect(table.out.contains("SPLIT"), "\(table)")
         let swap = try await lab.run(["exec", "node1", "vmha", "swap", "vm1"])
         #expect(swap.code == 4, "\(swap)")
+        try await resolve()
       }
+    }
+
+    /// The operator keeps node1's vm1: node2's branch is archived, byte for byte, before node2 is rebuilt; node1's guest goes on.
+    private func resolve() async throws {
+      let details = try await lab.vmha("node2", "status", "vm1").out
+      #expect(details.components(separatedBy: "alone since").count == 3, "both sides' facts: \(details)")
+      let loser = try await branches()["vm1 on node2"] ?? "none"
+      let image = "/var/lib/libvirt/images/.vmha-vm1/vm1.raw"
+      let reports = try await lab.watching(["vm1"]) {
+        try await lab.vmha("node1", "resolve", "vm1", "--keep", "node1", "--yes")
+      }
+      #expect(reports["vm1"]?.incarnations == 1, "\(reports["vm1"]?.account ?? "")")
+      try await lab.until("vm1 is in sync again", on: "node1", within: 60) { try $0.module("vm1").isProtected }
+      let resync = try #require(try await lab.lastResync("vm1", on: "node1"))
+      #expect(resync.compared <= Lab.markedBytesMax, "only zones of either map: \(resync)")
+      let archive = "/var/lib/libvirt/images/.vmha-vm1@branches/\(loser)/files"
+      let out = "/var/lib/libvirt/images/vm1-\(loser)"
+      let list = try await lab.vmha("node1", "branch", "list", "vm1").out
+      #expect(list.contains(loser) && list.contains("node2"), "\(list)")
+      try await lab.vmha("node2", "branch", "export", "vm1", loser, out)
+      let sums = try await lab.must(
+        "exec", "node2", "sh", "-c", "sha256sum < \(archive)/vm1.raw; sha256sum < \(out)/vm1.raw; sha256sum < \(image)"
+      ).out.split(separator: "\n")
+      #expect(sums.count == 3 && sums[0] == sums[1] && sums[0] != sums[2], "\(sums)")
+      // The image was cleanly shut down with all its guest was told.
+      let clean = try await lab.run(["exec", "node2", "e2fsck", "-fn", "\(out)/vm1.raw"])
+      #expect(clean.ok, "\(clean)")
+      try await lab.vmha("node2", "branch", "drop", "vm1", loser, "--yes")
+      #expect(try await lab.vmha("node1", "branch", "list", "vm1").out.contains("No branch"))
     }
 
     /// Each side's own branch of each module.

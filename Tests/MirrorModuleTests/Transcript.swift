@@ -96,6 +96,9 @@ struct Transcript {
     case ("persist-works", let node?): node.persistFails = false
     case ("guest-fails", let node?): node.guestStartFails = true
     case ("guest-works", let node?): node.guestStartFails = false
+    case ("give-up", let node?): world.giveUp(node)
+    case ("give-up-both", nil): for node in world.nodes { world.giveUp(node) }
+    case ("virsh-resume", let node?): node.guest?.resume(byHand: true)
     case ("disk-error", let node?): node.engine?.breakDisk(5)
     case ("disk-full", let node?): node.engine?.breakDisk(28)
     default: throw Problem(text: "unknown command \(words)")

@@ -157,7 +157,7 @@ final class Pair: @unchecked Sendable {
       backingDirectory: side.backing, mountPoint: side.mountPoint, intentsFile: "\(side.folder)/intents",
       authorityFile: "\(folder)/ca.crt",
       certificateFile: "\(folder)/\(own).crt", keyFile: "\(folder)/\(own).key", silenceMax: silence,
-      keepalive: silence / 5)
+      keepalive: silence / 5, suspendAfter: silence * 2 / 3)
   }
 
   private static func save(_ bytes: [UInt8], _ path: String) throws {

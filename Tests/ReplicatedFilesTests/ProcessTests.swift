@@ -172,4 +172,46 @@ struct ProcessTests {
     #expect(try shell("cat $1/both", [pair.two.backing]) == "both\nalone0\nalone1\n")
     #expect(try shell("ls -A $1 | wc -l", [pair.two.mountPoint]) == "0\n")
   }
+
+  /// An engine that was stopped for longer than `suspendAfter` answers no read that waited for it: the other side may have gone
+  /// on. It holds the first one it finds, before any of its threads has looked at the clock (R2; timing relations).
+  @Test func aStoppedEngineHoldsReadsFirst() throws {
+    let pair = try Pair()
+    defer { pair.end() }
+    try shell("printf A > $1/disk", [pair.two.backing])
+    let process = try Process(root: pair.folder)
+    defer { kill(process.id, SIGCONT); kill(process.id, SIGKILL); _ = process.wait() }
+    _ = try ready(process, pair.configuration(pair.two))
+    try process.tell(.connect)
+    pair.one.tell(.connect)
+    let session = try pair.one.connected()
+    try process.expect("connected") { if case .connected = $0 { true } else { nil } }
+    try process.tell(.mount)
+    try process.expect("mounted") { if case .mounted = $0 { true } else { nil } }
+    try process.tell(.setPolicy(.alone))
+    try pair.one.accept(session)
+    try process.tell(.startResync(session, comparesEverything: true))
+    try process.expect("copied") { if case .resyncCopied = $0 { true } else { nil } }
+    try process.tell(.flushBarrier(session))
+    try process.expect("barrier") { if case .barrierDone = $0 { true } else { nil } }
+    try process.tell(.setPolicy(.both(session)))
+    let file = open("\(pair.two.mountPoint)/disk", O_RDONLY)
+    defer { close(file) }
+    var byte: UInt8 = 0
+    #expect(pread(file, &byte, 1, 0) == 1)
+
+    kill(process.id, SIGSTOP)
+    let answer = Monitor<Int?>(nil)
+    try HostThread.start(name: "read") {
+      var byte: UInt8 = 0
+      let count = pread(file, &byte, 1, 0)
+      answer.withLock { $0 = count }
+    }
+    usleep(2_500_000)
+    kill(process.id, SIGCONT)
+    #expect(answer.wait(timeout: .milliseconds(800)) { $0 } == nil)
+    try process.expect("readsHeld") { if case .readsHeld = $0 { true } else { nil } }
+    try process.tell(.setPolicy(.alone))
+    #expect(answer.wait(timeout: .seconds(5)) { $0 } == 1)
+  }
 }

@@ -35,6 +35,7 @@ extension World {
 
   /// I1: never two writers.
   func checkStep() {
+    for node in nodes { checkSuspension(node) }
     if options.arbiter == .wait, isWriter(nodes[0]), isWriter(nodes[1]) { violate("I1: two writers") }
   }
 
@@ -80,6 +81,27 @@ extension World {
     }
   }
 
+  /// How long vmhad may take from the engine's word until the guest stands: a busy core's messages and two tries.
+  private static let suspensionTime: Int64 = 3_000_000_000
+
+  /// I11: a guest that is cut off stands still, whoever resumed it.
+  private func checkSuspension(_ node: SimNode) {
+    guard let guest = node.guest, guest.state == .running, !guest.isSuspended, !guest.hasLostDisks, !node.isFrozen,
+      !node.suspendFails, let held = node.engine?.heldSince, let daemon = node.daemon, !daemon.isStuck
+    else { return }
+    if now - max(held, guest.runsSince, daemon.startedAt, node.thawedAt, node.suspendsSince) > Self.suspensionTime {
+      violate("I11: \(node.name)'s guest runs on while it is cut off")
+    }
+  }
+
+  /// I11: vmha lets it go on only by a right, or with its peer.
+  func checkResume(_ node: SimNode) {
+    if node.record?.peerOutdated != nil { return }
+    guard let engine = node.engine, case .both = engine.policy, engine.heldSince == nil else {
+      return violate("I11: \(node.name) resumes its guest without a right")
+    }
+  }
+
   /// I5: durable first, then act.
   func checkBefore(_ directive: Directive, at node: SimNode) {
     let record = node.record
@@ -92,6 +114,7 @@ extension World {
       }
     case .engine(.clearIntents):
       if record?.standing != .uptodate { violate("I5: \(node.name) forgets its intents before ADOPT is durable") }
+    case .resumeGuest: checkResume(node)
     case .askConsent:
       if record?.standing != .uptodate { violate("I4: \(node.name) asks for consent and is not up to date") }
     default: break
@@ -121,13 +144,21 @@ extension World {
       }
     case .adopted: if record.standing != .uptodate { violate("I5: \(node.name) sends ADOPTED before it is durable") }
     case .targetReady: if record.standing != .inconsistent { violate("I5: target is not durably inconsistent") }
-    case .hello, .token: break
+    case .hello, .token, .giveUp, .goOn: break
     }
   }
 
   /// I6: a generation never goes back, and no history is left but by a resync.
   func checkPersist(_ next: DurableRecord, at node: SimNode) {
     guard let old = node.record else { return }
+    if old.generation.branch != .empty, next.generation.branch == .empty {
+      // I12: no branch is given up before it is archived as a whole.
+      if node.archives[old.generation.branch] != node.copy.log || node.engine?.isMounted ?? false {
+        violate("I12: \(node.name) gives up \(old.generation) and has not archived it")
+      }
+      if peer(of: node).record?.generation.branch == .empty { violate("I12: both nodes have given up their branches") }
+      return
+    }
     if next.generation.number < old.generation.number { violate("I6: \(node.name)'s generation goes back") }
     if old.generation != next.generation, next.peerOutdated == nil, old.standing != .inconsistent {
       violate("I6: \(node.name) raises without the mark 'peer outdated'")

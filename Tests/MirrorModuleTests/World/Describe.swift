@@ -14,6 +14,9 @@ extension Names {
     case .startGuest: "startGuest"
     case .stopGuest: "stopGuest"
     case .destroyGuest: "destroyGuest"
+    case .archiveBranch(let generation, let kept): "archiveBranch \(describe(generation)) for \(describe(kept))"
+    case .suspendGuest: "suspendGuest"
+    case .resumeGuest: "resumeGuest"
     case .askConsent(let request):
       "askConsent \(name("n", request.nonce)) \(describe(request.generation))"
         + (request.guestRunning ? " guestRunning" : "") + (request.stopping ? " stopping" : "")
@@ -63,6 +66,8 @@ extension Names {
     case .adopt(let generation, _, _): "ADOPT \(describe(generation))"
     case .adopted: "ADOPTED"
     case .token: "TOKEN"
+    case .giveUp(let branch, let kept): "GIVE-UP \(describe(branch)) for \(describe(kept))"
+    case .goOn(let kept): "GO-ON \(describe(kept))"
     }
   }
 

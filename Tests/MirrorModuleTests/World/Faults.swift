@@ -36,6 +36,12 @@ struct RandomRun {
     return healed()
   }
 
+  private var states: String {
+    world.nodes.map { node in
+      "\(node.name): \(world.status(node).map { "\($0.state) \($0.readiness): \($0.sentence)" } ?? "-")"
+    }.joined(separator: " | ")
+  }
+
   private func healed() -> String? {
     world.faultRecorder?("everything is healed")
     world.heal()
@@ -43,11 +49,14 @@ struct RandomRun {
     for node in world.nodes { world.command(.start(force: false), at: node) }
     let isBack = world.run(upTo: .seconds(120)) { world.isConverged || world.isSplit }
     if let violation = world.violations.first { return violation }
-    guard isBack else {
-      let states = world.nodes.map { node in
-        "\(node.name): \(world.status(node).map { "\($0.state) \($0.readiness): \($0.sentence)" } ?? "-")"
-      }
-      return "does not come back: " + states.joined(separator: " | ")
+    guard isBack else { return "does not come back: " + states }
+    if world.isSplit, world.random.chance(70) {
+      // Resolved, it comes back too.
+      world.run(for: .seconds(2))
+      world.giveUp(world.nodes[world.random.below(2)])
+      _ = world.run(upTo: .seconds(120)) { world.isConverged }
+      if let violation = world.violations.first { return violation }
+      guard world.isConverged else { return "does not come back after it was resolved: " + states }
     }
     if world.isConverged { world.checkEqualCopies() }
     world.run(for: .seconds(20))
@@ -60,7 +69,7 @@ struct RandomRun {
 
   private func fault() {
     let node = world.nodes[world.random.below(2)]
-    let kind = world.random.below(24)
+    let kind = world.random.below(28)
     world.faultRecorder?("fault \(kind) at \(node.name)")
     switch kind {
     case 0, 1: world.options.hasPowerCuts ? node.powerCut() : node.killDaemon()
@@ -88,6 +97,10 @@ struct RandomRun {
     case 20: world.command(.swap, at: node)
     case 21: world.command(.stop, at: node)
     case 22: world.command(.start(force: false), at: node)
+    case 23: node.guest?.resume(byHand: true)
+    case 24: node.suspendFails.toggle()
+    case 25: world.giveUp(node)
+    case 26: for node in world.nodes { world.giveUp(node) }  // at the same time
     default: for node in world.nodes where node.isOn && !node.isFrozen { node.startDaemon() }
     }
   }

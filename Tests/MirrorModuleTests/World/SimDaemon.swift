@@ -18,8 +18,12 @@ final class SimDaemon {
   private var replies: [UInt64: (ConsentReply) -> Void] = [:]
   private(set) var eventsInSecond = (second: Int64(-1), count: 0)
   private(set) var answers: [Answer] = []
+  private(set) var startedAt: Int64 = 0
+  private var callsEnd: Int64 = 0
 
   var world: World { node.world }
+  /// Events wait for a disk or a start that goes on.
+  var isStuck: Bool { core.durableRecord == nil }
 
   init(node: SimNode) {
     self.node = node
@@ -28,7 +32,8 @@ final class SimDaemon {
   }
 
   func start() {
-    deliver(.loaded(record: node.record, wish: node.wish, guest: node.guest == nil ? .off : .running))
+    startedAt = world.now
+    deliver(.loaded(record: node.record, wish: node.wish, guest: node.guest.map { $0.isSuspended ? .suspended : .running } ?? .off))
   }
 
   func deliver(_ event: Event) {
@@ -65,6 +70,9 @@ final class SimDaemon {
     case .startGuest: startGuest()
     case .stopGuest: node.guest.map { $0.shutDown() } ?? node.tellGuest(.guestOff(.shutdown))
     case .destroyGuest: node.guest.map { $0.destroy() } ?? node.tellGuest(.guestOff(.destroyed))
+    case .archiveBranch(let generation, _): archive(generation)
+    case .suspendGuest: suspendGuest()
+    case .resumeGuest: resumeGuest()
     case .askConsent(let request): askConsent(request)
     case .replyConsent(let token, let reply): replies.removeValue(forKey: token)?(reply)
     case .answer(_, let answer): answers.append(answer)
@@ -106,6 +114,39 @@ final class SimDaemon {
     node.after(world.delay(400, 200...900)) { [weak node] in
       if node?.guest === guest, guest.state == .starting { guest.started() }
     }
+  }
+
+  /// Durable at once at its end, as by a rename.
+  private func archive(_ generation: Generation) {
+    let asked = node.copy.log
+    node.after(world.delay(800, 100...4000)) { [weak self] in
+      guard let self, self.node.daemon === self else { return }
+      if self.node.persistFails {
+        return self.deliver(.branchArchiveFailed(generation.branch, why: "No space left on device"))
+      }
+      if self.node.copy.log != asked { self.world.violate("I12: \(self.node.name)'s copy changes while it is archived") }
+      self.node.archives[generation.branch] = self.node.copy.log
+      self.deliver(.branchArchived(generation.branch))
+    }
+  }
+
+  private func suspendGuest() {
+    guard let guest = node.guest else { return }
+    if node.suspendFails {
+      return afterCalls { [weak self] in self?.deliver(.guestSuspendFailed(why: "libvirt is busy")) }
+    }
+    afterCalls { guest.suspend() }
+  }
+
+  /// One call of libvirt after the other, as the guest's keeper makes them.
+  private func afterCalls(_ run: @escaping () -> Void) {
+    callsEnd = max(callsEnd, world.now) + world.delay(50, 10...200).nanoseconds
+    node.after(.nanoseconds(callsEnd - world.now), run)
+  }
+
+  private func resumeGuest() {
+    guard let guest = node.guest else { return }
+    afterCalls { guest.resume() }
   }
 
   // MARK: consent
@@ -156,7 +197,7 @@ final class SimDaemon {
     let beat = PeerBeat(
       state: status.state, readiness: status.readiness, standing: status.standing ?? .inconsistent,
       generation: status.generation ?? DurableRecord.empty.generation,
-      guestRunning: status.guest == .running || status.guest == .starting || status.guest == .paused,
+      guestRunning: status.guest.isPresent,
       offers: status.offers)
     if beat != lastBeat || !world.options.beatsOnChangeOnly {
       lastBeat = beat

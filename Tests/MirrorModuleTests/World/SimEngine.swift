@@ -26,6 +26,10 @@ final class SimEngine {
   private var request: Request?
   private var isDraining = false
   private var lastHeard: Int64 = 0
+  /// Until when reads are served; nil = without an end.
+  private var lease: Int64?
+  /// Since when they are not.
+  private(set) var heldSince: Int64?
   private var commands: [(SimEngine) -> Void] = []
   private var isWorking = false
 
@@ -50,6 +54,7 @@ final class SimEngine {
       processID: 1, role: isMounted ? .primary : replicaOf != nil ? .replica : .idle, policy: policy)
     report.session = session?.id
     report.isMounted = isMounted
+    report.areReadsHeld = heldSince != nil
     return report
   }
 
@@ -104,6 +109,7 @@ final class SimEngine {
       if !isMounted {
         isMounted = true
         policy = .frozen
+        lease = world.now + World.suspendAfter.nanoseconds
       }
       tell(.mounted(fuseConnection: 1))
     case .unmount(let force): unmount(force: force)
@@ -141,6 +147,7 @@ final class SimEngine {
     }
     if force || node.guest == nil { request = nil }
     isMounted = false
+    heldSince = nil
     isDraining = false
     policy = .frozen
     tell(.unmounted)
@@ -157,6 +164,7 @@ final class SimEngine {
     policy = next
     isDraining = false
     world.checkPolicy(next, at: node)
+    watchReads()
     progress()
   }
 
@@ -213,11 +221,28 @@ final class SimEngine {
   func forgiveSilence() {}
 
   func lookForSilence() {
-    guard let session, !node.isFrozen else { return }
+    guard !node.isFrozen else { return }
+    defer { watchReads() }
+    guard let session else { return }
     let peer = world.peer(of: node)
     let isHeard = world.replicates(from: peer) && peer.isOn && !peer.isFrozen && peer.engine?.session === session
     if isHeard { lastHeard = world.now }
     if world.now - lastHeard > World.silenceMax.nanoseconds { lose("nothing heard for 2 s") }
+  }
+
+  /// R2, last line: the lease of the guest's reads, by the engine's own clock.
+  private func watchReads() {
+    guard isMounted else { return }
+    let term = world.now + World.suspendAfter.nanoseconds
+    switch policy {
+    case .alone, .resyncing, .settling: lease = nil
+    case .both: if session != nil { lease = lastHeard + World.suspendAfter.nanoseconds }
+    case .frozen: lease = min(lease ?? term, term)
+    }
+    let isHeld = lease.map { world.now >= $0 } ?? false
+    guard isHeld != (heldSince != nil) else { return }
+    heldSince = isHeld ? world.now : nil
+    tell(isHeld ? .readsHeld : .readsReleased)
   }
 
   // MARK: the stream

@@ -20,6 +20,7 @@ final class SimNode {
   var isOn = true
   var isFrozen = false
   var boot = 1
+  private(set) var thawedAt: Int64 = 0
   private var deferred: [() -> Void] = []
   private var incarnations: UInt64 = 0
 
@@ -27,6 +28,8 @@ final class SimNode {
   var record: DurableRecord?
   var wish = Wish(started: false, version: 0)
   var copy = Copy()
+  /// R12.
+  var archives: [BranchID: [Int]] = [:]
 
   var daemon: SimDaemon?
   var engine: SimEngine?
@@ -36,6 +39,8 @@ final class SimNode {
   var persistFails = false
   var guestStartFails = false
   var engineStartFails = false
+  var suspendFails = false { didSet { if oldValue { suspendsSince = world.now } } }
+  private(set) var suspendsSince: Int64 = 0
   /// The next daemon activity stops dead behind this many directives.
   var daemonDiesAfter: Int?
 
@@ -103,6 +108,7 @@ final class SimNode {
   func thaw() {
     guard isFrozen else { return }
     isFrozen = false
+    thawedAt = world.now
     // A stall of its own must not make a daemon believe that its peer is gone.
     daemon?.forgiveSilence()
     engine?.forgiveSilence()
@@ -127,12 +133,17 @@ final class SimGuest {
   var state = State.starting
   /// Its open files are gone for good.
   var hasLostDisks = false
+  /// Its virtual CPUs stand still.
+  private(set) var isSuspended = false
+  private(set) var runsSince: Int64 = 0
+  private var isWaiting = false
   private var requests = 0
 
   init(_ node: SimNode) { self.node = node }
 
   func started() {
     state = .running
+    runsSince = node.world.now
     node.world.checkGuestStart(node)
     node.tellGuest(.guestStarted)
     work()
@@ -140,14 +151,31 @@ final class SimGuest {
 
   private func work() {
     guard node.guest === self, !hasLostDisks else { return }
-    guard let engine = node.engine, engine.isMounted, state != .starting else { return }
+    guard let engine = node.engine, engine.isMounted, state != .starting, !isSuspended, !isWaiting else { return }
     requests += 1
+    isWaiting = true
     let kind = requests % 4 == 0 ? SimEngine.Request.Kind.flush : .write(node.world.ledger.newWrite())
     engine.accept(
       SimEngine.Request(kind: kind) { [weak self] in
         guard let self else { return }
+        self.isWaiting = false
         self.node.after(self.node.world.delay(200, 20...400)) { [weak self] in self?.work() }
       })
+  }
+
+  func suspend() {
+    guard node.guest === self, state == .running else { return }
+    isSuspended = true
+    node.tellGuest(.guestSuspended)
+  }
+
+  /// `byHand`: somebody else's `virsh resume`.
+  func resume(byHand: Bool = false) {
+    guard node.guest === self, isSuspended else { return }
+    isSuspended = false
+    runsSince = node.world.now
+    node.tellGuest(byHand ? .guestResumed : .guestReleased)
+    work()
   }
 
   /// A request hangs in the kernel: the process cannot die before it is answered or aborted.
@@ -185,7 +213,7 @@ final class SimGuest {
     let patience = node.world.now + World.stopTimeout.nanoseconds
     func poll() {
       guard node.guest === self else { return }
-      if !isStuck { return end(.shutdown) }
+      if !isStuck, !isSuspended { return end(.shutdown) }
       if node.world.now >= patience { return destroy() }
       node.after(.milliseconds(250)) { poll() }
     }

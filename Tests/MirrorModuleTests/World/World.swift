@@ -23,6 +23,7 @@ final class World {
   static let stopTimeout: Duration = .seconds(5)
   /// No byte from the peer's engine for this long = the session is lost.
   static let silenceMax: Duration = .seconds(2)
+  static let suspendAfter: Duration = .milliseconds(1200)
   static let consentTimeout: Duration = .seconds(2)
 
   let options: Options
@@ -139,6 +140,7 @@ final class World {
     for node in nodes {
       node.persistFails = false
       node.guestStartFails = false
+      node.suspendFails = false
       node.daemonDiesAfter = nil
       if node.daemon?.core.durableRecord == nil { node.killDaemon() }
       node.thaw()
@@ -150,8 +152,17 @@ final class World {
   func command(_ verb: Command.Verb, at node: SimNode) {
     guard let daemon = node.daemon, !node.isFrozen else { return }
     var version = max(nodes[0].wish.version, nodes[1].wish.version)
-    if verb != .swap { version += 1 }
+    switch verb {
+    case .start, .stop: version += 1
+    case .swap, .resolve: break
+    }
     daemon.deliver(.command(Command(id: random.next(), verb: verb, wishVersion: version)))
+  }
+
+  /// The operator keeps the other node's copy.
+  func giveUp(_ node: SimNode) {
+    guard let mine = status(node)?.generation, let theirs = status(peer(of: node))?.generation else { return }
+    command(.resolve(mine: mine, theirs: theirs), at: node)
   }
 
   func status(_ node: SimNode) -> MirrorStatus? { node.daemon?.core.status }

@@ -1,0 +1,39 @@
+import HostSystem
+import Model
+import Synchronization
+
+// R2, last line: a node whose writes wait for a peer it does not hear holds its guest's reads as well, by its own clock and
+// whatever vmhad does. From then on the guest learns nothing that the other side may have overtaken.
+extension Engine {
+  struct ReadWatch {
+    /// What the core was told last.
+    var areHeld = false
+  }
+
+  /// Moves the lease of the mount's reads on as far as the policy and the peer allow. Called ten times a second and after
+  /// every change of the policy.
+  func watchReads() {
+    readWatch.withLock { watch in
+      let (mounted, session, configuration) = state.withLock { ($0.mounted, $0.session, $0.configuration) }
+      guard let gate = mounted?.server.gate, let configuration else { return watch.areHeld = false }
+      let now = monotonicNow()
+      // The policy is read under this lock: whoever comes last has the latest one.
+      switch mirror.policy {
+      case .alone, .resyncing, .settling: gate.setLease(ReadGate.always)
+      case .both(let id):
+        guard let session, session.id == id else { break }
+        gate.setLease(now + (configuration.suspendAfter - session.silence(now)))
+      case .frozen:
+        // What was left when the session went; never more than a whole term.
+        if gate.lease > now + configuration.suspendAfter { gate.setLease(now + configuration.suspendAfter) }
+      }
+      let areHeld = !gate.isOpen
+      guard areHeld != watch.areHeld else { return }
+      watch.areHeld = areHeld
+      Log.note(areHeld ? "reads are held: the peer is not heard and nothing is acknowledged" : "reads are served again")
+      emit(areHeld ? .readsHeld : .readsReleased)
+    }
+  }
+
+  var areReadsHeld: Bool { readWatch.withLock { $0.areHeld } }
+}
