@@ -1,4 +1,5 @@
 import CFuse3
+import CPosixCalls
 import Glibc
 import HostSystem
 import Model

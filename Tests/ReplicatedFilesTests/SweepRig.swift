@@ -85,7 +85,7 @@ final class SweepRig {
       links: [EngineLink(name: "lo", localAddress: "127.0.0.1", peerAddress: "127.0.0.1")],
       backingDirectory: backing(node), mountPoint: mountPoint(node), intentsFile: "\(home(node))/intents",
       authorityFile: "\(folder)/ca.crt", certificateFile: "\(folder)/\(own).crt", keyFile: "\(folder)/\(own).key",
-      silenceMax: .seconds(2), keepalive: .milliseconds(400))
+      silenceMax: .seconds(2), keepalive: .milliseconds(400), suspendAfter: .milliseconds(1333))
   }
 
   // MARK: nodes
