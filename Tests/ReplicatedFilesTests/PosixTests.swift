@@ -153,7 +153,7 @@ struct PosixTests {
       """
       cd $1; python3 - <<'EOF'
       import os, socket
-      for i in range(300):
+      for i in range(270):
           os.mkdir('d' + str(i)); os.chdir('d' + str(i))
       open('bottom', 'w').write('x')
       EOF
