@@ -9,13 +9,13 @@ SWIFT   ?= swift
 BUILD_PACKAGES := gcc g++ libc6-dev pkg-config libfuse3-dev libvirt-dev libxml2-dev libssl-dev libsqlite3-dev
 # What the lab's two nodes and their guests need at run time.
 LAB_PACKAGES := libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils fuse3 iproute2 nftables busybox-static \
-  cpio e2fsprogs procps xz-utils acl attr jq openssl fio python3-minimal iputils-ping
+  cpio e2fsprogs procps xz-utils acl attr jq openssl fio python3-minimal iputils-ping stress-ng
 
 # Gluster is one of the peers of the benchmark, which goes on without it.
 BENCH_PACKAGES := python3 qemu-system-common
 BENCH_PEERS := glusterfs-server glusterfs-client
 
-.PHONY: build release test unit lab-test demo bench lint format install uninstall packages clean
+.PHONY: build release test unit lab-test demo bench fuzz lint format install uninstall packages clean
 
 packages:
 	@missing=; for p in $(BUILD_PACKAGES) $(LAB_PACKAGES); do \
@@ -51,6 +51,11 @@ bench: release
 	dpkg-query -W -f='$${Status}' glusterfs-server 2>/dev/null | grep -q 'ok installed' || \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(BENCH_PEERS) >/dev/null || true
 	bench/run --json bench.json
+
+# The readers of foreign bytes under libFuzzer, SECONDS for each of them.
+FUZZ_SECONDS = $(or $(SECONDS),60)
+fuzz: packages
+	tools/fuzz --seconds $(FUZZ_SECONDS)
 
 lint:
 	$(SWIFT) format lint --strict --recursive --parallel Package.swift Sources Tests

@@ -46,7 +46,7 @@ extension FileServer {
   func dropSetID(_ request: KernelRequest, _ number: UInt64, descriptor: Int32, of caller: Caller) {
     guard !caller.keepsSetID, let status = try? Backing.status(descriptor) else { return }
     let taken = takenSetID(request, status, caller)
-    if taken != 0, let node = try? nodes.node(number) { dropBits(taken, of: node) }
+    if taken != 0 { dropBits(taken, of: number) }
   }
 
   /// A new access list takes the set-group-id bit, if the caller is not of the file's group.
@@ -54,7 +54,7 @@ extension FileServer {
     guard !caller.keepsSetID, let node = try? nodes.node(number), let status = try? Backing.status(node.descriptor),
       status.st_mode & S_ISGID != 0, !isMember(caller, of: status.st_gid, request)
     else { return }
-    dropBits(S_ISGID, of: node)
+    dropBits(S_ISGID, of: number)
   }
 
   private func isMember(_ caller: Caller, of group: gid_t, _ request: KernelRequest) -> Bool {
@@ -69,10 +69,12 @@ extension FileServer {
     return Array(list[..<Int(max(0, min(found, count)))])
   }
 
-  private func dropBits(_ bits: mode_t, of node: Node) {
-    let file = fileID(node.number)
+  private func dropBits(_ bits: mode_t, of number: UInt64) {
+    let file = fileID(number)
     sink.submit(
-      GuestRequest(file: file) { () throws(Errno) in
+      GuestRequest(file: file) { [self] () throws(Errno) in
+        // Looked up when its turn comes: a mount that was torn down while this waited has closed its descriptors.
+        let node = try nodes.node(number)
         let mode = try Backing.status(node.descriptor).st_mode & 0o7777 & ~bits
         try Backing.setMode(node.descriptor, mode)
         return AppliedChange(

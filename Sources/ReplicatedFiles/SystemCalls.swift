@@ -202,10 +202,15 @@ enum Backing {
     guard ftruncate(file, off_t(high)) != 0 else { return UInt64(high) }
     while high - low > 1 {
       let middle = low + (high - low) / 2
-      if ftruncate(file, off_t(middle)) == 0 { low = middle } else { high = middle }
+      if ftruncate(file, off_t(middle)) == 0 {
+        low = middle
+      } else {
+        // A disk that refuses for another reason says nothing about lengths, and is found out by the first write.
+        guard errno == EFBIG || errno == EINVAL else { return UInt64(Int64.max) }
+        high = middle
+      }
     }
-    // A disk that refuses for another reason is found out by the first write.
-    return low > 0 ? UInt64(low) : UInt64(Int64.max)
+    return UInt64(low)
   }
 
   /// Bytes handed to the kernel at once. A larger write makes a folio of its own size in the page cache, and ext4 (since

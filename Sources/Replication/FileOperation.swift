@@ -140,7 +140,7 @@ public enum FileOperation: Hashable, Sendable {
   case write(FileID, offset: UInt64, length: UInt32)
   case create(parent: FileID, name: FileName, NewObject)
   case makeDirectory(parent: FileID, name: FileName, NewObject)
-  /// Fifos and, where the primary allowed them, device nodes.
+  /// Fifos, sockets and, where the primary allowed them, device nodes.
   case makeNode(parent: FileID, name: FileName, NewObject, device: UInt64)
   case makeSymlink(parent: FileID, name: FileName, NewObject, target: LinkTarget)
   case link(FileID, parent: FileID, name: FileName)

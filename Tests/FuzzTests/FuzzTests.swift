@@ -24,15 +24,4 @@ import Testing
       #expect(throws: Never.self, "round \(round): \(Data(input).base64EncodedString())") { try target.check(input) }
     }
   }
-
-  /// `make fuzz` begins with these.
-  @Test(.enabled(if: getenv("VMHA_FUZZ_SEEDS") != nil)) func seedsAreWritten() throws {
-    let folder = String(cString: try #require(getenv("VMHA_FUZZ_SEEDS")))
-    for target in FuzzTarget.allCases {
-      mkdir("\(folder)/\(target.rawValue)", 0o755)
-      for (number, seed) in (target.seeds + (try Self.corpus(target))).enumerated() {
-        try DurableFile.write(seed, to: "\(folder)/\(target.rawValue)/\(number)")
-      }
-    }
-  }
 }

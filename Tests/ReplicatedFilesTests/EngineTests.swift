@@ -45,7 +45,7 @@ struct EngineTests {
       f = open('unlinked', 'w+'); os.unlink('unlinked'); f.write('still there'); f.flush(); f.seek(0)
       assert f.read() == 'still there'; os.fsync(f.fileno()); f.close()
       d = os.open('.', os.O_RDONLY); os.fsync(d); os.close(d)
-      try: os.mknod('node', 0o140644); raise SystemExit('a socket was made')
+      try: os.mknod('node', 0o020644); raise SystemExit('a device was made')
       except PermissionError: pass
       for i in range(300): open(f'many{i}', 'w').write(str(i))
       assert len([n for n in os.listdir('.') if n.startswith('many')]) == 300

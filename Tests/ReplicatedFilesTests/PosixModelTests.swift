@@ -124,7 +124,9 @@ private final class SharedWriter {
     close(blocks)
   }
 
-  private static func record(_ number: Int, _ step: Int) -> [UInt8] { Array("writer \(number) step \(100_000 + step)\n".utf8) }
+  private static func record(_ number: Int, _ step: Int) -> [UInt8] {
+    Array("writer \(number) step \(100_000 + step)\n".utf8)
+  }
 
   func step() throws {
     let record = Self.record(number, steps)

@@ -145,7 +145,8 @@ struct StepMaker {
   }
 
   private mutating func mode() -> mode_t {
-    dice.chance(70) ? dice.pick([0o644, 0o666, 0o755, 0o777, 0o600, 0o700]) : mode_t.random(in: 0...0o7777, using: &dice)
+    dice.chance(70)
+      ? dice.pick([0o644, 0o666, 0o755, 0o777, 0o600, 0o700]) : mode_t.random(in: 0...0o7777, using: &dice)
   }
 
   private mutating func open() -> Call {
@@ -191,7 +192,8 @@ struct StepMaker {
     case 70..<82:
       // None, keep size, punch, zero, zero and keep size, and two that do not exist alone.
       return .allocate(
-        slot(), mode: dice.pick([0, 1, 3, 3, 0x10, 0x11, 2, 0x80]), offset: dice.chance(95) ? offset() % (4 << 20) : offset(),
+        slot(), mode: dice.pick([0, 1, 3, 3, 0x10, 0x11, 2, 0x80]),
+        offset: dice.chance(95) ? offset() % (4 << 20) : offset(),
         count: count())
     case 82..<88: return .seek(slot(), offset: offset(), whence: dice.pick([3, 4]))
     case 88..<93: return .sync(slot(), dataOnly: dice.chance(50))

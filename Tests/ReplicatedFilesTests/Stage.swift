@@ -9,6 +9,7 @@ final class Stage: @unchecked Sendable {
   private let reference: String
   private let runs = Atomic<Int>(0)
   private let formerMask: mode_t
+  private let hasEnded = Flag()
 
   init() throws {
     // As the engine's own process has it: modes are the guest's, exactly.
@@ -18,9 +19,21 @@ final class Stage: @unchecked Sendable {
     guard mkdir(reference, 0o755) == 0, posix_bind_plain(reference) == 0 else {
       throw TestFailure("cannot mount \(reference): \(String(cString: strerror(errno)))")
     }
+    // A mount that is frozen for good would hang the steps, and the test with them: they go on, and the comparison of the nodes
+    // says what is wrong.
+    let (engine, hasEnded) = (pair.one.engine, hasEnded)
+    try HostThread.start(name: "thaw") {
+      var frozenFor = 0
+      while !hasEnded.isSet {
+        usleep(250_000)
+        frozenFor = engine.report().policy == .frozen && engine.report().isMounted ? frozenFor + 1 : 0
+        if frozenFor == 40 { engine.perform(.setPolicy(.alone)) }
+      }
+    }
   }
 
   func end() {
+    hasEnded.set()
     posix_unmount(reference)
     pair.end()
     umask(formerMask)

@@ -76,7 +76,9 @@ final class StepWorld {
   private func outcome(_ result: Int, _ seen: @autoclosure () -> String = "") -> Outcome {
     result < 0 ? Outcome(result: -1, errno: errno) : Outcome(result: result, seen: seen())
   }
-  private func outcome(_ result: Int32, _ seen: @autoclosure () -> String = "") -> Outcome { outcome(Int(result), seen()) }
+  private func outcome(_ result: Int32, _ seen: @autoclosure () -> String = "") -> Outcome {
+    outcome(Int(result), seen())
+  }
 
   private func with<Value>(_ path: StepPath, _ body: (UnsafePointer<CChar>) -> Value) -> Value {
     (path.bytes + [0]).withUnsafeBufferPointer { buffer in
@@ -107,7 +109,9 @@ final class StepWorld {
       slots[slot] = -1
       return outcome(result)
     case .write(let slot, let offset, let count, let fill):
-      return Self.pattern.withUnsafeBytes { outcome(pwrite(slots[slot], $0.baseAddress.map { $0 + fill }, count, offset)) }
+      return Self.pattern.withUnsafeBytes {
+        outcome(pwrite(slots[slot], $0.baseAddress.map { $0 + fill }, count, offset))
+      }
     case .append(let slot, let count, let fill):
       // A pipe would fill up at another moment in each world.
       guard isRegular(slots[slot]) else { return Outcome(result: 0, seen: "no file") }
@@ -225,7 +229,9 @@ final class StepWorld {
       var names = [CChar](repeating: 0, count: 65536)
       let result = withWhole(path) { posix_list_attributes($0, &names, names.count) }
       guard result >= 0 else { return outcome(result) }
-      let found = names[..<result].split(separator: 0).map { String(decoding: $0.map { UInt8(bitPattern: $0) }, as: UTF8.self) }
+      let found = names[..<result].split(separator: 0).map {
+        String(decoding: $0.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+      }
       return Outcome(result: result, seen: found.sorted().joined(separator: " "))
     case .removeAttribute(let path, let name): return outcome(withWhole(path) { posix_remove_attribute($0, name) })
     case .access(let path, let mode): return outcome(with(path) { posix_access(root, $0, mode) })

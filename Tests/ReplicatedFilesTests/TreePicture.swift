@@ -30,7 +30,8 @@ struct TreePicture {
   static func text(_ status: stat) -> String {
     let type = status.st_mode & S_IFMT
     let size = type == S_IFDIR ? 0 : status.st_size
-    let text = "\(String(status.st_mode, radix: 8)) links \(status.st_nlink) \(status.st_uid):\(status.st_gid) size \(size)"
+    let text =
+      "\(String(status.st_mode, radix: 8)) links \(status.st_nlink) \(status.st_uid):\(status.st_gid) size \(size)"
     // A link's time of access changes when it is read in the backing folder; there is no way to read it without that.
     let accessed = type == S_IFLNK ? "" : " accessed \(time(status.st_atim))"
     return text + accessed + " modified \(time(status.st_mtim))"

@@ -129,7 +129,8 @@ enum FrameChecks {
           throw Finding("'\(path)' is made twice, or before its folder")
         }
       case .link(let existing, let path):
-        guard let parent = path.parent, made.contains(parent), made.contains(existing), made.insert(path).inserted else {
+        guard let parent = path.parent, made.contains(parent), made.contains(existing), made.insert(path).inserted
+        else {
           throw Finding("'\(path)' is linked to '\(existing)' before both are possible")
         }
       case .setAttributes(let path, _), .setExtendedAttribute(let path, _, _), .removeExtendedAttribute(let path, _):

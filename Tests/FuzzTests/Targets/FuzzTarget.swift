@@ -69,7 +69,9 @@ struct Mutator: RandomNumberGenerator {
     case 4: bytes.insert(contentsOf: (0...below(16)).map { _ in UInt8(truncatingIfNeeded: next()) }, at: at)
     case 5:
       // A number that is large, or one more or less.
-      for index in at..<min(at + [2, 4, 8][below(3)], bytes.count) { bytes[index] = below(2) == 0 ? 0xFF : bytes[index] &+ 1 }
+      for index in at..<min(at + [2, 4, 8][below(3)], bytes.count) {
+        bytes[index] = below(2) == 0 ? 0xFF : bytes[index] &+ 1
+      }
     case 6:
       let from = below(bytes.count)
       let piece = Array(bytes[from..<min(from + 1 + below(64), bytes.count)])

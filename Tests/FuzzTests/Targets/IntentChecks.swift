@@ -19,15 +19,20 @@ enum IntentChecks {
       throw Finding("\(read(written.bytes)) was read where \(written.final) was written")
     }
     var damaged = written.bytes
+    // Where there is something; header, snapshot and log blocks each lie there twice, one copy behind the other.
+    let used = (written.batches.last?.upperBound ?? 4) * block
     while let at = reader.next(), let high = reader.next(), let kind = reader.next(), let value = reader.next() {
-      let index = (Int(at) | Int(high) << 8) * 7 % damaged.count
-      switch kind % 4 {
+      let index = (Int(at) | Int(high) << 8) * 7 % used
+      switch kind % 5 {
       case 0: damaged[index] ^= value | 1
       case 1: for i in index..<min(index + Int(value) * 16, damaged.count) { damaged[i] = 0 }
       case 2:
         // A block is lost: never written, or swallowed by the disk.
         let start = index / block * block
         for i in start..<min(start + block, damaged.count) { damaged[i] = value }
+      case 3:
+        let start = index / (2 * block) * 2 * block
+        for i in start..<min(start + 2 * block, damaged.count) { damaged[i] = value }
       default: damaged[index] = value
       }
     }
@@ -131,6 +136,8 @@ enum IntentChecks {
       0, 3, 1, 3, 5, 9, 1, 12, 0, 9, 2, 0, 0, 0, 3, 2, 3, 5, 0, 9, 1, 4, 1, 5, 5, 1, 40, 3, 8, 1, 0, 8, 4, 11,
     ]
     let everything: [UInt8] = [0, 0, 2, 1, 0, 0, 0, 2, 1, 0, 0, 0, 3]
-    return [usual, usual + [100, 30, 0, 1, 0, 100, 2, 0], everything, [1] + Array("VMHAINT1".utf8)]
+    return [
+      usual, usual + [100, 30, 0, 1, 0, 100, 2, 0], usual + [54, 9, 3, 1], everything, [1] + Array("VMHAINT1".utf8),
+    ]
   }
 }

@@ -24,8 +24,12 @@ enum RecordChecks {
     }
     var damaged = copy
     damaged[(Int(input[1]) | Int(input[2]) << 8) % damaged.count] ^= input[3] | 1
-    if case .valid = DurablePair.decode(damaged, file: "copy") { throw Finding("a damaged copy is taken for a good one") }
-    if case .valid = DurablePair.decode(Array(copy.dropLast()), file: "copy") { throw Finding("a torn copy is taken for a good one") }
+    if case .valid = DurablePair.decode(damaged, file: "copy") {
+      throw Finding("a damaged copy is taken for a good one")
+    }
+    if case .valid = DurablePair.decode(Array(copy.dropLast()), file: "copy") {
+      throw Finding("a torn copy is taken for a good one")
+    }
   }
 
   static func pairSeeds() -> [[UInt8]] {
@@ -62,7 +66,8 @@ enum RecordChecks {
         generation: Generation(number: 3, branch: BranchID(rawValue: 4)))
     }
     let frame = HeartbeatFrame(
-      node: .second, revision: 3, link: 5, sequence: 6, boot: "01234567-89ab-cdef-0123-456789abcdef", linksHeard: [5, 6],
+      node: .second, revision: 3, link: 5, sequence: 6, boot: "01234567-89ab-cdef-0123-456789abcdef",
+      linksHeard: [5, 6],
       modules: modules)
     return [frame.encode()].compactMap { $0 }
   }
