@@ -39,6 +39,9 @@ final class Mirror: GuestRequestSink {
     var isDrainWanted = false
     var server: FileServer?
     var copy: ResyncState?
+    var verify: VerifyState?
+    /// Of the questions of verifications, in the life of this engine.
+    var verifySequence: UInt64 = 1
     var intents: Intents?
     /// Admitted, and waiting until their intents are durable (R3); in the order they came.
     var unintended: [GuestRequest] = []
@@ -57,7 +60,7 @@ final class Mirror: GuestRequestSink {
 
   let state = Guarded(State())
   /// Changes of names happen one at a time, so that they are sent in the order they happened.
-  private let names = Mutex(())
+  let names = Mutex(())
   private let payloadBytes = Atomic<Int>(0)
   /// Threads that are telling the kernel an answer now.
   let answering = Atomic<Int>(0)
@@ -148,7 +151,7 @@ final class Mirror: GuestRequestSink {
       return false
     }
     switch request.action {
-    case .write, .range: return order(request, &state)
+    case .write, .range, .repair: return order(request, &state)
     case .name: return true
     case .flush:
       if let dispatch = state.machine.send(token) {
@@ -167,6 +170,7 @@ final class Mirror: GuestRequestSink {
     switch request.action {
     case .write(_, let offset, let payload): range = offset..<offset + UInt64(payload.count)
     case .range(let whole, _, _): range = whole
+    case .repair(_, _, let repaired, let isSize): range = isSize ? wholeFile : repaired
     case .name, .flush: return true
     }
     let (ticket, startsNow) = state.orders[request.file, default: RangeOrder()].admit(range, request: request.bits)
@@ -209,6 +213,8 @@ final class Mirror: GuestRequestSink {
         effects = apply(request, change)
       case .name(let change):
         effects = names.withLock { _ in apply(request, change) }
+      case .repair(let verification, let file, let range, let isSize):
+        effects = repair(request, verification, file, range, isSize: isSize)
       case .flush(let descriptor, let dataOnly):
         effects = flush(request, descriptor, dataOnly: dataOnly)
       }
@@ -264,34 +270,48 @@ final class Mirror: GuestRequestSink {
   }
 
   private func finish(_ request: GuestRequest, operation: FileOperation?, failure: Errno?) -> Effects {
-    state.withLock { state in
-      var effects = Effects()
-      state.running -= 1
-      guard let token = request.token else { return effects }
-      if failure == nil, let operation { send(operation, of: request, token, &state) }
-      if let done = state.machine.localDone(token, result: failure?.code ?? 0) { effects.completions.append(done) }
-      if let ticket = request.ticket { release(ticket, of: request.file, &state, &effects) }
-      conclude(&state, &effects)
-      return effects
-    }
+    state.withLock { state in finish(request, operation: operation, failure: failure, &state) }
+  }
+
+  /// Under the lock.
+  func finish(
+    _ request: GuestRequest, operation: FileOperation?, payload: Payload? = nil, failure: Errno?, _ state: inout State
+  ) -> Effects {
+    var effects = Effects()
+    state.running -= 1
+    guard let token = request.token else { return effects }
+    if failure == nil, let operation { send(operation, payload, of: request, token, &state) }
+    if let done = state.machine.localDone(token, result: failure?.code ?? 0) { effects.completions.append(done) }
+    if let ticket = request.ticket { release(ticket, of: request.file, &state, &effects) }
+    conclude(&state, &effects)
+    return effects
   }
 
   private func send(
-    _ operation: FileOperation, of request: GuestRequest, _ token: AcknowledgeMachine.Token, _ state: inout State
+    _ operation: FileOperation, _ payload: Payload?, of request: GuestRequest, _ token: AcknowledgeMachine.Token,
+    _ state: inout State
   ) {
     var sent = operation
     if case .forget(let file) = operation {
       // Its descriptor is closed after this, so its number can come back as another file only behind this frame.
       state.copy?.plan.remove(file)
       state.copy?.removed.insert(file)
+      state.verify?.removed.insert(file)
       state.unmirrored.remove(file)
       state.intents?.forget(file)
     } else if !state.unmirrored.isEmpty, let file = operation.subject, state.unmirrored.contains(file) {
       sent = .forget(file)
     }
     guard let dispatch = state.machine.send(token) else { return }
+    let head = FrameHead.bytes(
+      .operation(sent), session: dispatch.session, sequence: dispatch.sequence, dataLength: payload?.count ?? 0)
+    guard let payload else { return state.session?.enqueue(head) ?? () }
     state.session?.enqueue(
-      FrameHead.bytes(.operation(sent), session: dispatch.session, sequence: dispatch.sequence))
+      headBytesMax: head.count,
+      {
+        $0.copyBytes(from: head)
+        return head.count
+      }, payload: payload)
   }
 
   /// Under the lock: the range is free; what waited for it starts, and is sent in that order.
@@ -301,6 +321,11 @@ final class Mirror: GuestRequestSink {
     for item in started {
       if item.request == ResyncState.requestBits {
         state.copy?.isRangeHeld = true
+        effects.wakes = true
+        continue
+      }
+      if item.request == VerifyState.requestBits {
+        state.verify?.isRangeHeld = true
         effects.wakes = true
         continue
       }
