@@ -36,6 +36,12 @@ extension Daemon {
     case .crashGuest(let name):
       try crashGuestHere(requireRunner(name))
       return .done
+    case .verify(let name, let id, let repairs):
+      try beginVerification(requireRunner(name), id: id, repairs: repairs)
+      return .done
+    case .stopVerify(let name):
+      try requireRunner(name).stopVerify()
+      return .done
     case .adoption(let bytes): return .adoption(try serveAdoption(bytes))
     case .cluster(let request): return .cluster(clusterSetup.answer(request))
     }

@@ -94,6 +94,7 @@ extension Daemon {
     status.check = checks.status(of: configuration)
     status.split = mine.isSplit
     status.operation = operations.current(module: configuration.name.text)
+    status.verification = verificationStatus(runner, view)
     return status
   }
 
@@ -164,7 +165,7 @@ extension Daemon {
           "\(module.name) is SPLIT: both copies were written and both are kept",
           whatToDo: "see docs/operating/failures.md: stop the one you do not want, keep its files"))
     }
-    return warnings + view.heartbeatWarnings
+    return warnings + status.modules.compactMap(differenceWarning) + view.heartbeatWarnings
   }
 }
 

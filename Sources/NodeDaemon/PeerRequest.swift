@@ -14,6 +14,9 @@ enum PeerRequest: Codable, Sendable {
   case report
   case adoption(AdoptionPeerRequest)
   case crashGuest(ModuleName)
+  /// To the primary: compare both copies, under this id.
+  case verify(ModuleName, id: UInt64, repairs: Bool)
+  case stopVerify(ModuleName)
   case cluster(ClusterPeerRequest)
 }
 
@@ -41,4 +44,5 @@ struct ModuleReport: Codable, Sendable {
   var wish: Wish
   var since: WallTime
   var engine: EngineReport?
+  var verification: VerificationRecord?
 }

@@ -98,6 +98,12 @@ public final class FakeControlService: ControlService, Sendable {
   }
   public func crashGuest(_ name: String) async throws -> Acceptance { try accept("crash", name, target: nil) }
 
+  public func verifyModule(_ name: String, repair: Bool) async throws -> OperationID {
+    try record(repair ? "repair \(name)" : "verify \(name)")
+    return OperationID(rawValue: "op-3")
+  }
+  public func stopVerification(_ name: String) async throws { try record("stop-verify \(name)") }
+
   public func planAdd(_ request: AddRequest) async throws -> AddPlan {
     try record("plan \(request.name)")
     return edit {
