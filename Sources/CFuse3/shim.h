@@ -102,6 +102,14 @@ static inline int vmha_start_writeback(int file) {
   return (int)syscall(SYS_sync_file_range, file, (int64_t)0, (int64_t)0, SYNC_FILE_RANGE_WRITE_BIT);
 }
 
+// Whether the page that holds this byte is in the page cache; reads nothing from the disk.
+static inline int vmha_is_cached(int file, off_t offset) {
+  enum { NOWAIT = 8 };
+  char byte;
+  struct iovec part = {&byte, 1};
+  return syscall(SYS_preadv2, file, &part, 1, offset, 0L, NOWAIT) == 1;
+}
+
 // The device of a mount point without asking its file server (a hung one would hang the caller).
 static inline int vmha_cached_device(const char *path, uint32_t *device_minor) {
   struct statx answer;

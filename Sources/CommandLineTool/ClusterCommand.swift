@@ -36,6 +36,11 @@ struct ClusterCommand: ParsableCommand {
     table.add(["boot wait", Styled(Wording.milliseconds(cluster.bootWaitMilliseconds))])
     table.add(["arbiter", Styled(cluster.arbiter)])
     if let policy = cluster.bootPolicy { table.add(["boot policy", Styled(policy)]) }
+    if let seconds = cluster.scrubIntervalSeconds {
+      let rate = cluster.scrubRateMiB.map { ", at most \($0) MiB/s" } ?? ""
+      let text = seconds == 0 ? "never" : "every \(Wording.roughly(seconds: Int64(seconds)))\(rate)"
+      table.add(["scrub", Styled(text)])
+    }
     if let fingerprint = cluster.fingerprint { table.add(["CA SHA-256", Styled(fingerprint)]) }
     if let time = cluster.certificateExpires { table.add(["certificate", Styled("until \(time.localDate)")]) }
     lines += table.lines(console)

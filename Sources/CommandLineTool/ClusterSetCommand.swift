@@ -6,8 +6,9 @@ struct ClusterSetCommand: ToolCommand {
     commandName: "set", abstract: "Change the cluster on both nodes, without a restart.",
     discussion: """
       Settings: detection=TIME (a silent node is lost after it), pulse=TIME (between heartbeats), boot-wait=TIME (a node \
-      that boots alone waits this long for the other), arbiter=policy=none|wait, boot-policy=arbiter|wait. \
-      TIME is a whole number with ms, s, m or h: 5s, 250ms.
+      that boots alone waits this long for the other), arbiter=policy=none|wait, boot-policy=arbiter|wait, scrub=TIME|off \
+      (both copies are compared this often), scrub-rate=NUMBER (MiB a second that it may read). \
+      TIME is a whole number with ms, s, m, h or d: 5s, 250ms, 7d.
       """)
 
   @OptionGroup var common: CommonOptions
@@ -83,9 +84,16 @@ struct ClusterSetCommand: ToolCommand {
       case "boot-wait": changes.bootWaitMilliseconds = try milliseconds(setting, parts[1])
       case "arbiter": changes.arbiter = try oneOf(["policy=none", "wait"], setting, parts[1])
       case "boot-policy": changes.bootPolicy = try oneOf(["arbiter", "wait"], setting, parts[1])
+      case "scrub":
+        changes.scrubIntervalSeconds = try parts[1] == "off" ? 0 : milliseconds(setting, parts[1]) / 1000
+      case "scrub-rate":
+        guard let rate = Int(parts[1]), (1...10_240).contains(rate) else {
+          throw ValidationError("'\(setting)' has no number of MiB a second, 1 to 10240.")
+        }
+        changes.scrubRateMiB = rate
       default:
         throw ValidationError(
-          "There is no setting '\(parts[0])': detection, pulse, boot-wait, arbiter, boot-policy.")
+          "There is no setting '\(parts[0])': detection, pulse, boot-wait, arbiter, boot-policy, scrub, scrub-rate.")
       }
     }
     return changes
@@ -99,7 +107,7 @@ struct ClusterSetCommand: ToolCommand {
   }
 
   private func milliseconds(_ setting: String, _ value: String) throws -> Int {
-    let units = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)]
+    let units = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)]
     let digits = value.prefix { $0.isASCII && $0.isNumber }
     guard let number = Int(digits), number <= 1_000_000,
       let unit = units.first(where: { $0.0 == value.dropFirst(digits.count) })

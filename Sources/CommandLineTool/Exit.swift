@@ -14,6 +14,8 @@ public enum ExitStatus: Int32, Sendable {
   case refused = 4
   /// It was begun and did not end in time; it may still.
   case timedOut = 5
+  /// `verify`: the copies are not the same.
+  case differs = 6
 
   init(_ error: ControlError) {
     switch error.code {
@@ -23,9 +25,9 @@ public enum ExitStatus: Int32, Sendable {
     }
   }
 
-  /// Of several commands, the code that says most: a failure before a refusal.
+  /// Of several commands, the code that says most: a difference before a failure before a refusal.
   static func worst(_ codes: [ExitStatus]) -> ExitStatus {
-    let order: [ExitStatus] = [.unreachable, .failure, .timedOut, .refused, .usage, .success]
+    let order: [ExitStatus] = [.unreachable, .differs, .failure, .timedOut, .refused, .usage, .success]
     return order.first { codes.contains($0) } ?? .success
   }
 }

@@ -1,6 +1,6 @@
 import ControlAPI
 
-/// Follows an `add` or `remove` to its end: each step on a line, and a bar while bytes are copied.
+/// Follows an `add`, `remove` or `verify` to its end: each step on a line, and a bar while bytes are copied or compared.
 struct OperationProgress {
   /// Cells of the bar.
   static let barWidth = 30
@@ -8,8 +8,9 @@ struct OperationProgress {
   let tool: Tool
   let isQuiet: Bool
 
-  /// Throws the operation's error.
-  func follow(_ id: OperationID) async throws {
+  /// How it ended; throws the operation's error.
+  @discardableResult
+  func follow(_ id: OperationID) async throws -> OperationStatus {
     let start = ContinuousClock.now
     var shownSteps = 0
     var hasBar = false
@@ -36,7 +37,7 @@ struct OperationProgress {
       if status.finished {
         if let error = status.error { throw error }
         if !isQuiet { tool.console.line(status.sentence) }
-        return
+        return status
       }
       try await Task.sleep(for: tool.pollInterval)
     }
@@ -53,6 +54,13 @@ struct OperationProgress {
     }
   }
 
+  /// ", 48.0 MiB/s, 3 min left".
+  private static func rate(_ status: OperationStatus) -> String {
+    guard let rate = status.bytesPerSecond, rate > 0 else { return "" }
+    let left = status.secondsLeft.map { ", \(Wording.roughly(seconds: Int64($0))) left" } ?? ""
+    return ", \(Wording.bytes(rate))/s\(left)"
+  }
+
   /// "[##########--------------------]  33 %  1.0 GiB of 3.0 GiB".
   static func bar(_ status: OperationStatus) -> String {
     let total = max(status.bytesTotal, 1)
@@ -61,6 +69,6 @@ struct OperationProgress {
     let percent = String(Int(Double(done) / Double(total) * 100))
     return "[" + String(repeating: "#", count: full) + String(repeating: "-", count: barWidth - full) + "] "
       + String(repeating: " ", count: max(0, 3 - percent.count)) + percent
-      + " %  \(Wording.bytes(done)) of \(Wording.bytes(status.bytesTotal))"
+      + " %  \(Wording.bytes(done)) of \(Wording.bytes(status.bytesTotal))" + rate(status)
   }
 }

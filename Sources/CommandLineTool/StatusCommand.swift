@@ -8,7 +8,7 @@ struct StatusCommand: ToolCommand {
     commandName: "status", abstract: "Show nodes, links and protected VMs.",
     discussion: """
       With the names of VMs: all that is known of each. With -q nothing is printed, and the exit code is 0 if every VM \
-      that shall run is protected (PRIM and SECOND ready, uptodate), else 1.
+      that shall run is protected (PRIM and SECOND ready, uptodate) and no copies are known to differ, else 1.
       """)
 
   @OptionGroup var common: CommonOptions
@@ -60,6 +60,7 @@ struct StatusCommand: ToolCommand {
   /// Nothing for the operator to do.
   static func isWell(_ module: ModuleStatus) -> Bool {
     switch module.wish {
+    case _ where (module.verification?.differingCount ?? 0) > 0: false
     case .started: module.isProtected
     case .stopped: !module.split && module.nodes.allSatisfy { $0.state == .stop && $0.readiness == .ready }
     }

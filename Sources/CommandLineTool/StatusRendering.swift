@@ -106,6 +106,9 @@ struct StatusRendering {
     if let blocked = current.first(where: { $0.readiness == .blocked }) {
       return Styled("\(blocked.node): \(blocked.sentence)", .red)
     }
+    if let count = module.verification?.differingCount, count > 0 {
+      return Styled("the copies DIFFER, see vmha status \(module.name)", .red)
+    }
     if let resync = current.lazy.compactMap(\.resync).first { return Styled("copying " + Wording.resync(resync)) }
     if let moving = current.first(where: { $0.readiness == .transient }) {
       return Styled("\(moving.node): \(moving.sentence)")
@@ -124,6 +127,11 @@ struct StatusRendering {
     facts.add(["in flight", Styled("\(module.requestsInFlight) requests")])
     if let check = module.check { facts.add(["check", Styled(text(check))]) }
     if let operation = module.operation { facts.add(["operation", Styled(operation)]) }
+    if let verification = module.verification { facts.add(["copies", copies(verification)]) }
+    if let running = module.verification?.running { facts.add(["comparing", Styled(text(running))]) }
+    if let time = module.verification?.nextScrub, module.verification?.running == nil {
+      facts.add(["next scrub", Styled(time <= status.time ? "due" : "\(time.localDate) \(time.localTimeOfDay)")])
+    }
     if module.split {
       facts.add(["split", Styled("neither copy descends from the other; both are kept", .red)])
       facts.add(["choose", Styled("vmha resolve \(module.name) --keep NODE")])
@@ -132,6 +140,9 @@ struct StatusRendering {
       facts.add(["last event", Styled("\(event.time.localTimeOfDay) \(event.node): \(event.sentence)")])
     }
     lines += facts.lines(console)
+    if let last = module.verification?.last, last.differingCount > 0 {
+      lines += last.findings.filter { !$0.isRepaired }.map { "    " + Wording.finding($0) }
+    }
     for node in module.nodes {
       lines.append("  \(node.node): \(state(node).rendered(console))" + (node.current ? "" : "  last known"))
       var table = Table()
@@ -151,6 +162,25 @@ struct StatusRendering {
   private func text(_ resync: ResyncStatus) -> String {
     "\(Wording.bytes(resync.bytesDone)) of \(Wording.bytes(resync.bytesTotal)), \(Wording.resync(resync)), "
       + "\(Wording.bytes(resync.bytesSent)) sent"
+  }
+
+  /// "identical up to 14:03 (verified 2026-11-22)", "never verified", "DIFFER in 3 places".
+  private func copies(_ verification: VerificationStatus) -> Styled {
+    var proven = "never verified"
+    if let time = verification.identicalUpTo {
+      proven = "identical up to \(time.localTimeOfDay.prefix(5)) (verified \(time.localDate))"
+    }
+    guard let last = verification.last, last.differingCount > 0 else { return Styled(proven) }
+    let places = last.differingCount == 1 ? "1 place" : "\(last.differingCount) places"
+    let time = "\(last.endedAt.localDate) \(last.endedAt.localTimeOfDay)"
+    return Styled("DIFFER in \(places), found \(time) by \(last.node); \(proven)", .red)
+  }
+
+  private func text(_ running: VerificationProgress) -> String {
+    let percent = min(100, running.bytesDone * 100 / max(1, running.bytesTotal))
+    var text = "\(percent) % of \(Wording.bytes(running.bytesTotal)), \(Wording.bytes(running.bytesPerSecond))/s"
+    if let left = running.secondsLeft { text += ", \(Wording.roughly(seconds: Int64(left))) left" }
+    return text + (running.findingsCount > 0 ? ", \(running.findingsCount) differing" : "")
   }
 
   private func text(_ check: CheckStatus) -> String {

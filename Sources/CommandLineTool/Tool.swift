@@ -116,11 +116,11 @@ struct VMHA: ParsableCommand {
     commandName: "vmha", abstract: "Keeps KVM virtual machines running on two hosts.",
     discussion: """
       Exit codes: 0 done, 1 failed, 2 wrong command line, 3 vmhad not reachable, 4 refused and nothing changed, \
-      5 not done in time. See vmha(8).
+      5 not done in time, 6 the copies differ (verify). See vmha(8).
       """,
     subcommands: [
       StatusCommand.self, StartCommand.self, StopCommand.self, SwapCommand.self, WhyCommand.self, LogCommand.self, AddCommand.self,
-      RemoveCommand.self, ResolveCommand.self, BranchCommand.self, ClusterCommand.self, DrillCommand.self,
-      VersionCommand.self,
+      RemoveCommand.self, VerifyCommand.self, ResolveCommand.self, BranchCommand.self, ClusterCommand.self,
+      DrillCommand.self, VersionCommand.self,
     ])
 }

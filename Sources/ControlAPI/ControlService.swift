@@ -30,6 +30,12 @@ public protocol ControlService: Sendable {
   /// (`ModuleStatus.isProtected`).
   func crashGuest(_ name: String) async throws -> Acceptance
 
+  /// Compares both copies while the guest goes on; refused unless they are in sync. `repair` overwrites what differs on the other node with
+  /// the primary's contents. May be given on either node.
+  func verifyModule(_ name: String, repair: Bool) async throws -> OperationID
+  /// Ends a verification or scrub that goes on; none is a success.
+  func stopVerification(_ name: String) async throws
+
   /// Checks on both nodes and says what `add` would do. Changes nothing.
   func planAdd(_ request: AddRequest) async throws -> AddPlan
   /// Begins it; throws `checksFailed` if the plan has errors. Repeating it after a failure or crash completes it.

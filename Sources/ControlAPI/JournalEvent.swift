@@ -48,6 +48,8 @@ public struct EventKind: RawRepresentable, Sendable, Codable, Hashable, CustomSt
   public static let diskError = EventKind(rawValue: "disk_error")
   public static let engine = EventKind(rawValue: "engine")
   public static let hook = EventKind(rawValue: "hook")
+  /// Both copies were compared, or a comparison ended before.
+  public static let verification = EventKind(rawValue: "verification")
   public static let adoption = EventKind(rawValue: "adoption")
   /// About the journal itself: entries dropped, a damaged file put aside.
   public static let journal = EventKind(rawValue: "journal")

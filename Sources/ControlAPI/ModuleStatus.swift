@@ -30,8 +30,10 @@ public struct ModuleStatus: Sendable, Codable, Hashable {
   public var check: CheckStatus?
   /// Neither branch descends from the other (R12): both copies are kept, and the operator has to choose.
   public var split: Bool
-  /// The add, remove or drill that works on the module now.
+  /// The add, remove or verification that works on the module now.
   public var operation: String?
+  /// nil: this node knows nothing of it.
+  public var verification: VerificationStatus?
 
   public init(name: String, number: Int, preferredNode: String, wish: ModuleWish, nodes: [ModuleNodeStatus]) {
     self.name = name
@@ -44,7 +46,7 @@ public struct ModuleStatus: Sendable, Codable, Hashable {
   }
 
   enum CodingKeys: String, CodingKey {
-    case name, number, wish, nodes, check, split, operation
+    case name, number, wish, nodes, check, split, operation, verification
     case preferredNode = "preferred_node"
     case replicationLink = "replication_link"
     case requestsInFlight = "requests_in_flight"

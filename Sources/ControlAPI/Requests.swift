@@ -65,9 +65,9 @@ public struct OperationID: RawRepresentable, Sendable, Codable, Hashable, Custom
   public var description: String { rawValue }
 }
 
-/// How far an `add`, `remove`, `branch export` or `branch drop` is: `GET /v1/operations/ID`. Finished ones are kept for at least an hour.
+/// How far an `add`, `remove`, `verify`, `branch export` or `branch drop` is: `GET /v1/operations/ID`. Finished ones are kept for at least an hour.
 public struct OperationStatus: Sendable, Codable, Hashable {
-  public enum Kind: String, Sendable, Codable, Hashable { case add, remove, exportBranch = "export", dropBranch = "drop" }
+  public enum Kind: String, Sendable, Codable, Hashable { case add, remove, verify, exportBranch = "export", dropBranch = "drop" }
   public var id: OperationID
   public var kind: Kind
   public var module: String
@@ -78,7 +78,12 @@ public struct OperationStatus: Sendable, Codable, Hashable {
   public var bytesDone: UInt64
   /// 0 = nothing to copy in this step.
   public var bytesTotal: UInt64
+  /// Of `verify`; nil until they are known.
+  public var bytesPerSecond: UInt64?
+  public var secondsLeft: Int?
   public var finished: Bool
+  /// Of a `verify` that has ended, also of one that was interrupted.
+  public var verification: VerificationResult?
   /// Only with `finished`.
   public var error: ControlError?
   public static let stepCountMax = 200
@@ -94,9 +99,11 @@ public struct OperationStatus: Sendable, Codable, Hashable {
     finished = false
   }
   enum CodingKeys: String, CodingKey {
-    case id, kind, module, sentence, steps, finished, error
+    case id, kind, module, sentence, steps, finished, error, verification
     case bytesDone = "bytes_done"
     case bytesTotal = "bytes_total"
+    case bytesPerSecond = "bytes_per_second"
+    case secondsLeft = "seconds_left"
   }
 }
 
@@ -242,6 +249,10 @@ public struct ClusterDescription: Sendable, Codable, Hashable {
   public var arbiter: String
   /// What the arbiter may do for a node that has just booted alone: `arbiter` (the same) or `wait`.
   public var bootPolicy: String?
+  /// Between two scrubs of a module; 0 = never.
+  public var scrubIntervalSeconds: Int?
+  /// What a scrub may read in a second, in MiB.
+  public var scrubRateMiB: Int?
   /// SHA-256 of the CA certificate; nil if it cannot be read.
   public var fingerprint: String?
   /// End of this node's certificate.
@@ -264,6 +275,8 @@ public struct ClusterDescription: Sendable, Codable, Hashable {
   enum CodingKeys: String, CodingKey {
     case identity, nodes, links, arbiter, fingerprint, warnings
     case bootPolicy = "boot_policy"
+    case scrubIntervalSeconds = "scrub_interval_s"
+    case scrubRateMiB = "scrub_rate_mib"
     case pulseMilliseconds = "pulse_ms"
     case detectionMilliseconds = "detection_ms"
     case bootWaitMilliseconds = "boot_wait_ms"
@@ -280,6 +293,9 @@ public struct ClusterChanges: Sendable, Codable, Hashable {
   public var arbiter: String?
   /// `arbiter` or `wait`.
   public var bootPolicy: String?
+  /// 0 = never.
+  public var scrubIntervalSeconds: Int?
+  public var scrubRateMiB: Int?
   public var addLinks: [ClusterDescription.Link]
   /// Names.
   public var removeLinks: [String]
@@ -291,6 +307,8 @@ public struct ClusterChanges: Sendable, Codable, Hashable {
   enum CodingKeys: String, CodingKey {
     case arbiter
     case bootPolicy = "boot_policy"
+    case scrubIntervalSeconds = "scrub_interval_s"
+    case scrubRateMiB = "scrub_rate_mib"
     case pulseMilliseconds = "pulse_ms"
     case detectionMilliseconds = "detection_ms"
     case bootWaitMilliseconds = "boot_wait_ms"

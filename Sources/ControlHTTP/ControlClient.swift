@@ -38,6 +38,13 @@ public struct ControlClient: ControlService {
     let answer: OperationAnswer = try await call(.POST, path(name, "branches/\(escaped(branch))/drop"))
     return answer.operation
   }
+  public func verifyModule(_ name: String, repair: Bool) async throws -> OperationID {
+    let answer: OperationAnswer = try await call(.POST, path(name, "verify"), VerifyBody(repair: repair))
+    return answer.operation
+  }
+  public func stopVerification(_ name: String) async throws {
+    let _: Nothing = try await call(.POST, path(name, "verify/stop"))
+  }
 
   public func planAdd(_ request: AddRequest) async throws -> AddPlan {
     try await call(.POST, "/v1/add/plan", request, timeout: Self.peerCallTimeout)

@@ -20,6 +20,10 @@ struct RemoveBody: Codable, Sendable {
 struct ExportBody: Codable, Sendable {
   var directory: String
 }
+struct VerifyBody: Codable, Sendable {
+  var repair: Bool?
+}
+struct Nothing: Codable, Sendable {}
 struct OperationAnswer: Codable, Sendable {
   var operation: OperationID
 }
@@ -75,6 +79,15 @@ struct ControlRoutes: Sendable {
     }
     v1.post("modules/:name/crash-guest") { _, context in
       try answer(await service.crashGuest(name(context)), status: .accepted)
+    }
+    v1.post("modules/:name/verify") { request, context in
+      let repair = try await bodyOrNil(VerifyBody.self, request)?.repair ?? false
+      let operation = try await service.verifyModule(name(context), repair: repair)
+      return try answer(OperationAnswer(operation: operation), status: .accepted)
+    }
+    v1.post("modules/:name/verify/stop") { _, context in
+      try await service.stopVerification(name(context))
+      return try answer(Nothing())
     }
     v1.post("modules/:name/remove") { request, context in
       let purge = try await bodyOrNil(RemoveBody.self, request)?.purgeCopy ?? false

@@ -112,6 +112,11 @@ public enum EngineCommand: Codable, Sendable, Hashable {
   case syncFiles
   /// R8.4: this node, the replica of this session, has adopted the source's generation: its own map is cleared. No answer.
   case clearIntents(SessionID)
+  /// Compare both copies while the policy is `both` of this session. No answer: `EngineReport.verify` tells how far it is and what it
+  /// came to, a refusal included. Refused (`failed`) while another one goes on.
+  case verify(VerifyRequest)
+  /// The comparison that goes on ends, as interrupted. No answer.
+  case stopVerify
   /// Answered by `ready` with a fresh report.
   case report
   /// Leave: unmounts (forced) and exits. Only sent when the module stops or is removed.
@@ -143,6 +148,8 @@ public struct EngineReport: Codable, Sendable, Hashable {
   public var session: SessionID?
   public var isMounted: Bool
   public var resync: ResyncProgress?
+  /// The comparison of both copies that goes on, or the last one of this engine's life.
+  public var verify: VerifyReport?
   /// Guest requests waiting for an acknowledgement.
   public var requestsInFlight: Int
   public var bytesWritten: UInt64

@@ -68,6 +68,8 @@ public struct ClusterConfiguration: Codable, Sendable, Hashable {
   public static let pulseDefault = Duration.milliseconds(250)
   public static let detectionDefault = Duration.seconds(3)
   public static let bootWaitDefault = Duration.seconds(60)
+  public static let scrubIntervalDefault = Duration.seconds(7 * 86_400)
+  public static let scrubRateMiBDefault = 32
 
   /// Lower-case, with dashes. The O of every certificate of the cluster.
   public var uuid: String
@@ -86,6 +88,10 @@ public struct ClusterConfiguration: Codable, Sendable, Hashable {
   /// How long a node that has just booted waits for its peer. From the detection time to one hour.
   public var bootWait: Duration
   public var bootPolicy: BootPolicy
+  /// Both copies of a module are compared this often. Zero = never, else one minute to one year.
+  public var scrubInterval = Self.scrubIntervalDefault
+  /// What such a comparison may read on a node in a second, in MiB. 1 to 10240.
+  public var scrubRateMiB = Self.scrubRateMiBDefault
 
   public init(
     uuid: String, name: String, revision: Int = 1, nodes: [ClusterNode], links: [ClusterLink],

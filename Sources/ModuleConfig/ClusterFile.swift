@@ -20,7 +20,7 @@ extension ClusterConfiguration {
   private static func read(_ root: XMLElement, file: String) throws(ConfigurationError) -> ClusterConfiguration {
     let cluster = try ElementReader(
       root, file: file, labelled: "name", attributes: ["name", "uuid", "revision"],
-      children: ["node", "link", "heartbeat", "arbiter", "boot"])
+      children: ["node", "link", "heartbeat", "arbiter", "boot", "scrub"])
     var nodes: [ClusterNode] = []
     for element in try cluster.many("node", 1...2) {
       let node = try ElementReader(element, file: file, labelled: "name", attributes: ["id", "name"])
@@ -53,7 +53,18 @@ extension ClusterConfiguration {
       configuration.bootPolicy = try boot.value(
         "policy", default: .arbiter, allowed: words(BootPolicy.self), BootPolicy.init(rawValue:))
     }
+    if let element = try cluster.atMostOne("scrub") { try configuration.readScrub(element, file: file) }
     return configuration
+  }
+
+  private mutating func readScrub(_ element: XMLElement, file: String) throws(ConfigurationError) {
+    let scrub = try ElementReader(element, file: file, attributes: ["interval", "rate"])
+    scrubInterval = try scrub.value(
+      "interval", default: Self.scrubIntervalDefault, allowed: "'off' or a time such as 12h, 7d is needed"
+    ) { $0 == "off" ? .zero : TimeText.parse($0) }
+    scrubRateMiB = try scrub.value(
+      "rate", default: Self.scrubRateMiBDefault, allowed: "a number of MiB a second is needed"
+    ) { Int($0) }
   }
 
   private static func readLink(_ element: XMLElement, file: String) throws(ConfigurationError) -> ClusterLink {
@@ -155,6 +166,10 @@ extension ClusterConfiguration {
     require(
       detection <= bootWait && bootWait <= .seconds(3600), "boot", "detection <= wait <= 1h",
       "wait is \(time(bootWait)) and detection \(time(detection))")
+    require(
+      scrubInterval == .zero || scrubInterval >= .seconds(60) && scrubInterval <= .seconds(366 * 86_400), "scrub",
+      "interval = off or 1m <= interval <= 366d", "interval is \(time(scrubInterval))")
+    require((1...10_240).contains(scrubRateMiB), "scrub", "1 <= rate <= 10240", "rate is \(scrubRateMiB)")
     if revision < 1 { found.append(.init(.value, "cluster", "revision is \(revision)", "1 or more is needed")) }
     return found
   }
@@ -214,6 +229,9 @@ extension ClusterConfiguration {
 
         <!-- A node that boots waits this long for its peer; then policy: arbiter = as above, wait = go on waiting. -->
         <boot wait="\(time(bootWait))" policy="\(bootPolicy.rawValue)"/>
+
+        <!-- Both copies of each VM are compared this often (off = never), reading at most so many MiB a second. -->
+        <scrub interval="\(scrubInterval == .zero ? "off" : time(scrubInterval))" rate="\(scrubRateMiB)"/>
       </cluster>
 
       """

@@ -32,6 +32,14 @@ enum Schemas {
                 </optional>
               </element>
             </optional>
+            <optional>
+              <element name="scrub">
+                <optional>
+                  <attribute name="interval"><choice><value>off</value><ref name="time"/></choice></attribute>
+                </optional>
+                <optional><attribute name="rate"><data type="positiveInteger"/></attribute></optional>
+              </element>
+            </optional>
           </interleave>
         </element>
       </start>

@@ -45,6 +45,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
     var heartbeatWarnings: [StatusWarning] = []
     var services: ClusterServices?
     var adoption: Adoption?
+    var verifications: [ModuleName: KnownVerification] = [:]
   }
 
   public let paths: HostPaths
@@ -211,6 +212,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
   func dropModule(_ name: ModuleName) {
     let runner = state.withLock { state in
       state.peerReports[name] = nil
+      state.verifications[name] = nil
       return state.runners.removeValue(forKey: name)
     }
     runner?.remove()
@@ -387,6 +389,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
     while !isStopping(within: Self.reportEvery) {
       let view = snapshot()
       for runner in view.runners.values { runner.askEngineForReport() }
+      lookAfterVerifications()
       guard view.peerAlive == true, !view.runners.isEmpty else { continue }
       // A failure here shows as `current: false` once the heartbeat is gone; it is no news of its own.
       guard case .report(let reports)? = try? callPeer(.report, timeout: Self.reportTimeout) else { continue }
@@ -407,7 +410,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
       let status = runner.status
       return ModuleReport(
         module: runner.module, status: status, wish: runner.wish, since: wallTime(of: status.since),
-        engine: runner.engineReport, branch: branchFacts(runner))
+        engine: runner.engineReport, branch: branchFacts(runner), verification: verification(of: runner).record)
     }
   }
 }

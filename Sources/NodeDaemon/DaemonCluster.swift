@@ -104,6 +104,8 @@ extension Daemon {
       bootWaitMilliseconds: Int(cluster.bootWait.milliseconds),
       arbiter: cluster.arbiter.rawValue)
     description.bootPolicy = cluster.bootPolicy.rawValue
+    description.scrubIntervalSeconds = Int(cluster.scrubInterval.milliseconds / 1000)
+    description.scrubRateMiB = cluster.scrubRateMiB
     description.fingerprint = (try? CertificateFacts(file: paths.authorityFile)).map { hexadecimal($0.fingerprint) }
     description.certificateExpires = membership.context.validUntil.map { wallTime(of: $0) }
     description.warnings = cluster.warnings.map { StatusWarning($0.what, whatToDo: $0.whatToDo) }
@@ -117,6 +119,8 @@ extension Daemon {
     if let wait = changes.bootWaitMilliseconds { changed.bootWait = .milliseconds(wait) }
     if let text = changes.arbiter { changed.arbiter = try Self.word(text, "arbiter") }
     if let text = changes.bootPolicy { changed.bootPolicy = try Self.word(text, "boot-policy") }
+    if let seconds = changes.scrubIntervalSeconds { changed.scrubInterval = .seconds(seconds) }
+    if let rate = changes.scrubRateMiB { changed.scrubRateMiB = rate }
     for name in changes.removeLinks {
       guard changed.links.contains(where: { $0.name == name }) else {
         throw ControlError(.invalidRequest, "there is no link '\(name)'", next: "see: vmha cluster show")

@@ -40,6 +40,12 @@ extension Daemon {
     case .resolve(let name, let mine, let theirs):
       return .answer(try giveUp(requireRunner(name), mine: mine, theirs: theirs))
     case .branches(let name): return .branches(try branchesHere(requireRunner(name)))
+    case .verify(let name, let id, let repairs):
+      try beginVerification(requireRunner(name), id: id, repairs: repairs)
+      return .done
+    case .stopVerify(let name):
+      try requireRunner(name).stopVerify()
+      return .done
     case .adoption(let bytes): return .adoption(try serveAdoption(bytes))
     case .cluster(let request): return .cluster(clusterSetup.answer(request))
     }

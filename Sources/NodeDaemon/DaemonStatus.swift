@@ -96,6 +96,7 @@ extension Daemon {
     status.check = checks.status(of: configuration)
     status.split = mine.isSplit
     status.operation = operations.current(module: configuration.name.text)
+    status.verification = verificationStatus(runner, view)
     return status
   }
 
@@ -166,7 +167,7 @@ extension Daemon {
           "\(module.name) is SPLIT: both copies were written and both are kept",
           whatToDo: "look at both: vmha status \(module.name); then choose: vmha resolve \(module.name) --keep NODE"))
     }
-    return warnings + view.heartbeatWarnings
+    return warnings + status.modules.compactMap(differenceWarning) + view.heartbeatWarnings
   }
 }
 

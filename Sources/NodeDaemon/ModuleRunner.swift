@@ -160,6 +160,10 @@ final class ModuleRunner: Sendable {
     if status.state != .stop { engine.withLock { $0 }?.send(.report) }
   }
 
+  /// Its result shows in `engineReport`.
+  func verify(_ request: VerifyRequest) { engine.withLock { $0 }?.send(.verify(request)) }
+  func stopVerify() { engine.withLock { $0 }?.send(.stopVerify) }
+
   /// vmhad stops; engine and guest go on.
   func detach() {
     keeper.stop()

@@ -48,6 +48,7 @@ struct ModuleStore: Sendable {
     try pair.remove()
     try DurableFile.remove(wishFile)
     try DurableFile.remove(branchNote)
+    try DurableFile.remove(verificationFile)
     // A map must not outlive the copies it speaks of.
     try DurableFile.remove(intentsFile)
   }
@@ -64,6 +65,19 @@ struct ModuleStore: Sendable {
   func write(_ wish: Wish) throws {
     try makeFolder()
     try DurableFile.write([UInt8](JSONEncoder().encode(wish)), to: wishFile)
+  }
+
+  private var verificationFile: String { "\(directory)/verification.json" }
+
+  /// nil: nothing is known, or it cannot be read; then the copies count as never compared.
+  func readVerification() -> VerificationRecord? {
+    guard let bytes = try? DurableFile.read(verificationFile) else { return nil }
+    return try? JSONDecoder().decode(VerificationRecord.self, from: Data(bytes))
+  }
+
+  func write(_ verification: VerificationRecord) throws {
+    try makeFolder()
+    try DurableFile.write([UInt8](JSONEncoder().encode(verification)), to: verificationFile)
   }
 
   private func makeFolder() throws {

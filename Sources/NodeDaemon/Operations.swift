@@ -1,8 +1,9 @@
 import ControlAPI
 import HostSystem
+import Model
 import Synchronization
 
-/// Adds and removes that go on in the background; the finished ones are remembered for a while.
+/// Adds, removes and verifications that go on in the background; the finished ones are remembered for a while.
 final class Operations: Sendable {
   /// Finished operations kept; the oldest go first.
   static let keptMax = 100
@@ -49,9 +50,23 @@ final class Operations: Sendable {
     }
   }
 
-  func finish(_ id: OperationID, _ sentence: String, error: ControlError? = nil) {
+  func progress(_ id: OperationID, _ report: VerifyReport) {
+    state.withLock { state in
+      guard var status = state.all[id] else { return }
+      status.bytesDone = report.bytesDone
+      status.bytesTotal = report.bytesTotal
+      status.bytesPerSecond = report.bytesPerSecond
+      status.secondsLeft = report.secondsLeft
+      state.all[id] = status
+    }
+  }
+
+  func finish(
+    _ id: OperationID, _ sentence: String, error: ControlError? = nil, verification: VerificationResult? = nil
+  ) {
     progress(id, sentence, done: 0, total: 0)
     state.withLock {
+      $0.all[id]?.verification = verification
       $0.all[id]?.finished = true
       $0.all[id]?.error = error
     }

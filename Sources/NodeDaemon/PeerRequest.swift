@@ -20,6 +20,9 @@ enum PeerRequest: Codable, Sendable {
   case resolve(ModuleName, mine: Generation, theirs: Generation)
   /// Archived branches of this module.
   case branches(ModuleName)
+  /// To the primary: compare both copies, under this id.
+  case verify(ModuleName, id: UInt64, repairs: Bool)
+  case stopVerify(ModuleName)
   case cluster(ClusterPeerRequest)
 }
 
@@ -51,4 +54,5 @@ struct ModuleReport: Codable, Sendable {
   var engine: EngineReport?
   /// Only while it is SPLIT.
   var branch: BranchFacts?
+  var verification: VerificationRecord?
 }

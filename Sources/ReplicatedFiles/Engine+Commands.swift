@@ -44,6 +44,8 @@ extension Engine {
     case .drain: mirror.drain()
     case .syncFiles: try syncFiles()
     case .clearIntents(let session): try clearIntents(session)
+    case .verify(let request): try verify(request)
+    case .stopVerify: mirror.stopVerify()
     case .report: emit(.ready(report()))
     case .exit: leave()
     }
@@ -190,6 +192,7 @@ extension Engine {
     mirror.beginTearDown()
     mounted.mount.join()
     stopResync()
+    endVerify()
     mirror.detach()
     mounted.server.gate.close()
     mounted.server.closeAll()
@@ -367,6 +370,8 @@ extension EngineCommand {
     case .drain: "drain"
     case .syncFiles: "syncFiles"
     case .clearIntents: "clearIntents"
+    case .verify: "verify"
+    case .stopVerify: "stopVerify"
     case .report: "report"
     case .exit: "exit"
     }

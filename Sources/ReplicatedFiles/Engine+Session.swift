@@ -87,6 +87,8 @@ extension Engine {
     case .differingEnd: mirror.differingEnd(session: session.id)
     case .resyncCompared(let differing):
       try mirror.resyncCompared(frame.header.sequence, differing: differing, session: session.id)
+    case .verified(let answer):
+      try mirror.verified(frame.header.sequence, answer, session: session.id)
     case .hello, .agree:
       throw EngineError(.link, "the peer sent a \(body.kind) frame in the middle of a session")
     default:

@@ -37,6 +37,9 @@ public final class Engine: Sendable {
     var mirroredSession: SessionID?
     var resync: ResyncProgress?
     var isResyncing = false
+    /// The last verification, or the one that goes on.
+    var verify: VerifyReport?
+    var isVerifying = false
     var bytesSent: UInt64 = 0
     var bytesReceived: UInt64 = 0
   }
@@ -100,6 +103,7 @@ public final class Engine: Sendable {
       report.session = state.session?.id
       report.isMounted = state.mounted != nil
       report.resync = state.resync
+      report.verify = state.verify
       report.requestsInFlight = mirror.requestsInFlight
       report.bytesWritten = mirror.bytesWritten.load(ordering: .relaxed)
       report.bytesSent = state.bytesSent + (state.session?.bytesSent.load(ordering: .relaxed) ?? 0)

@@ -58,6 +58,9 @@ final class GuestRequest: @unchecked Sendable {
     /// Names and attributes: one at a time, applied first and sent only if that worked.
     case name(Change)
     case flush(descriptor: Int32, dataOnly: Bool)
+    /// Our own, of a verification: what these bytes are here (or the size, which decides over them) goes to the peer, as if it were
+    /// written anew. Nothing changes here.
+    case repair(verification: UInt64, OwnedDescriptor, Range<UInt64>, isSize: Bool)
   }
 
   /// nil = our own request, which no guest waits for.
@@ -80,10 +83,14 @@ final class GuestRequest: @unchecked Sendable {
     whenDone = nil
   }
 
-  init(file: FileID, _ change: @escaping Change, whenDone: @escaping @Sendable (Int32) -> Void) {
+  convenience init(file: FileID, _ change: @escaping Change, whenDone: @escaping @Sendable (Int32) -> Void) {
+    self.init(file: file, .name(change), whenDone: whenDone)
+  }
+
+  init(file: FileID, _ action: Action, whenDone: @escaping @Sendable (Int32) -> Void) {
     kernel = nil
     self.file = file
-    action = .name(change)
+    self.action = action
     self.whenDone = whenDone
   }
 
@@ -100,6 +107,7 @@ final class GuestRequest: @unchecked Sendable {
     switch action {
     case .write(_, let offset, let payload): offset..<offset + UInt64(payload.count)
     case .range(_, let intent, _): intent.isEmpty ? nil : intent
+    case .repair(_, _, let range, _): range
     case .name, .flush: nil
     }
   }

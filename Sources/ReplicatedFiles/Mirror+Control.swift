@@ -182,8 +182,8 @@ extension Mirror {
   /// unmounted. Refused while a local write is still being applied.
   func reset(becomesReplica: Bool) throws(EngineError) {
     let (old, parked) = try state.withLock { (state) throws(EngineError) -> ([GuestRequest], [GuestRequest]) in
-      guard state.machine.unfinishedMutations == 0, state.copy == nil else {
-        throw EngineError(.busy, "local writes or a resync are still in progress; repeat the command")
+      guard state.machine.unfinishedMutations == 0, state.copy == nil, state.verify == nil else {
+        throw EngineError(.busy, "local writes, a resync or a verification are still in progress; repeat the command")
       }
       let old = state.live.map { GuestRequest.take(UInt64($0)) }
       let parked = state.parked

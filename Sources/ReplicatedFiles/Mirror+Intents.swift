@@ -12,6 +12,8 @@ extension Mirror {
     guard let intents = state.intents, let bytes = request.intent else { return .durable }
     let server = state.server
     return intents.covers(request.file, bytes) { () throws(Errno) in
+      // The kernel need not know the file.
+      if case .repair(_, let object, _, _) = request.action { return object.number }
       guard let server else { throw Errno(ESTALE) }
       return try server.nodes.node(request.file.rawValue).descriptor
     }

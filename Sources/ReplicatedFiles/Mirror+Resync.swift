@@ -516,7 +516,7 @@ func blockHashes(_ bytes: UnsafeRawBufferPointer, _ hasher: BlockHasher) throws(
 }
 
 /// Compares with itself shifted by one, which the C library does at memory speed.
-private func isAllZero(_ bytes: UnsafeRawBufferPointer) -> Bool {
+func isAllZero(_ bytes: UnsafeRawBufferPointer) -> Bool {
   guard let base = bytes.baseAddress, bytes.count > 0, bytes[0] == 0 else { return false }
   return memcmp(base, base + 1, bytes.count - 1) == 0
 }

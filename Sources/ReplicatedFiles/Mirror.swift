@@ -39,6 +39,9 @@ final class Mirror: GuestRequestSink {
     var isDrainWanted = false
     var server: FileServer?
     var copy: ResyncState?
+    var verify: VerifyState?
+    /// Of the questions of verifications, in the life of this engine.
+    var verifySequence: UInt64 = 1
     var intents: Intents?
     /// Admitted, and waiting until their intents are durable (R3); in the order they came.
     var unintended: [GuestRequest] = []
@@ -57,7 +60,7 @@ final class Mirror: GuestRequestSink {
 
   let state = Guarded(State())
   /// Changes of names happen one at a time, so that they are sent in the order they happened.
-  private let names = Mutex(())
+  let names = Mutex(())
   private let payloadBytes = Atomic<Int>(0)
   /// Threads that are telling the kernel an answer now.
   let answering = Atomic<Int>(0)
@@ -154,7 +157,7 @@ final class Mirror: GuestRequestSink {
       return false
     }
     switch request.action {
-    case .write, .range: return order(request, &state)
+    case .write, .range, .repair: return order(request, &state)
     case .name: return true
     case .flush:
       if let dispatch = state.machine.send(token) {
@@ -176,6 +179,7 @@ final class Mirror: GuestRequestSink {
       range = whole
       // Its length may change: what is written behind a new end must be sent.
       state.copy?.leftToCopy[request.file] = nil
+    case .repair(_, _, let repaired, let isSize): range = isSize ? wholeFile : repaired
     case .name, .flush: return true
     }
     let (ticket, startsNow) = state.orders[request.file, default: RangeOrder()].admit(range, request: request.bits)
@@ -212,6 +216,8 @@ final class Mirror: GuestRequestSink {
         effects = apply(request, change)
       case .name(let change):
         effects = names.withLock { _ in apply(request, change) }
+      case .repair(let verification, let file, let range, let isSize):
+        effects = repair(request, verification, file, range, isSize: isSize)
       case .flush(let descriptor, let dataOnly):
         effects = flush(request, descriptor, dataOnly: dataOnly)
       }
@@ -270,26 +276,36 @@ final class Mirror: GuestRequestSink {
     corrects: (inout State) -> Void = { _ in }
   ) -> Effects {
     state.withLock { state in
-      var effects = Effects()
-      state.running -= 1
-      guard let token = request.token else { return effects }
-      if failure == nil, let operation { send(operation, payload, of: request, token, &state) }
-      corrects(&state)
-      if let done = state.machine.localDone(token, result: failure?.code ?? 0) { effects.completions.append(done) }
-      if let ticket = request.ticket { release(ticket, of: request.file, &state, &effects) }
-      conclude(&state, &effects)
-      return effects
+      finish(request, operation: operation, payload: payload, failure: failure, corrects: corrects, &state)
     }
   }
 
+  /// Under the lock.
+  func finish(
+    _ request: GuestRequest, operation: FileOperation?, payload: Payload? = nil, failure: Errno?,
+    corrects: (inout State) -> Void = { _ in }, _ state: inout State
+  ) -> Effects {
+    var effects = Effects()
+    state.running -= 1
+    guard let token = request.token else { return effects }
+    if failure == nil, let operation { send(operation, payload, of: request, token, &state) }
+    corrects(&state)
+    if let done = state.machine.localDone(token, result: failure?.code ?? 0) { effects.completions.append(done) }
+    if let ticket = request.ticket { release(ticket, of: request.file, &state, &effects) }
+    conclude(&state, &effects)
+    return effects
+  }
+
   private func send(
-    _ operation: FileOperation, _ payload: Payload?, of request: GuestRequest, _ token: AcknowledgeMachine.Token, _ state: inout State
+    _ operation: FileOperation, _ payload: Payload?, of request: GuestRequest, _ token: AcknowledgeMachine.Token,
+    _ state: inout State
   ) {
     var sent = operation
     if case .forget(let file) = operation {
       // Its descriptor is closed after this, so its number can come back as another file only behind this frame.
       state.copy?.plan.remove(file)
       state.copy?.removed.insert(file)
+      state.verify?.removed.insert(file)
       state.unmirrored.remove(file)
       state.intents?.forget(file)
     } else if !state.unmirrored.isEmpty, let file = operation.subject, state.unmirrored.contains(file) {
@@ -323,6 +339,11 @@ final class Mirror: GuestRequestSink {
     for item in started {
       if item.request == ResyncState.requestBits {
         state.copy?.isRangeHeld = true
+        effects.wakes = true
+        continue
+      }
+      if item.request == VerifyState.requestBits {
+        state.verify?.isRangeHeld = true
         effects.wakes = true
         continue
       }

@@ -22,6 +22,8 @@ final class Replica: Sendable {
     var operations = AcknowledgeBatch()
     var pieces = AcknowledgeBatch()
     var hasher: BlockHasher?
+    /// Of the verification that goes on.
+    var verifyHasher: BlockHasher?
     /// Something other than acknowledgements is queued.
     var hasAnswers = false
     var flushes: [(sequence: UInt64, file: FileID?, session: PeerSession)] = []
@@ -111,6 +113,15 @@ final class Replica: Sendable {
       session.enqueue(
         FrameHead.bytes(
           .resyncCompared(differing: differing), session: session.id, sequence: frame.header.sequence))
+      state.hasAnswers = true
+    case .verifyBegin(let key):
+      do { state.verifyHasher = try BlockHasher(key: (key.first, key.second)) } catch { throw .diverged("\(error)") }
+    case .verify(let file, let question):
+      guard let hasher = state.verifyHasher, let answer = try state.tree?.verify(file, question, hasher) else {
+        throw .diverged("a question came before the beginning of a verification")
+      }
+      session.enqueue(
+        FrameHead.bytes(.verified(answer), session: session.id, sequence: frame.header.sequence))
       state.hasAnswers = true
     case .flushRequest(let file):
       guard state.flushes.count < Self.flushesMax else { throw .diverged("more than \(Self.flushesMax) flushes wait") }

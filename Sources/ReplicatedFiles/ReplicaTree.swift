@@ -43,7 +43,7 @@ struct ReplicaTree {
   static let openFilesMax = 512
 
   let root: Int32
-  private var objects: [FileID: ReplicaObject] = [:]
+  private(set) var objects: [FileID: ReplicaObject] = [:]
   private var openCount = 0
   /// Changed since the last fsync of everything.
   private(set) var dirty: [FileID: ReplicaObject] = [:]
@@ -60,7 +60,7 @@ struct ReplicaTree {
     return object
   }
 
-  private mutating func data(_ id: FileID) throws(ReplicaFailure) -> (ReplicaObject, Int32) {
+  mutating func data(_ id: FileID) throws(ReplicaFailure) -> (ReplicaObject, Int32) {
     let object = try object(id)
     guard object.type == S_IFREG else { throw .diverged("\(id) is no regular file here") }
     if object.data == nil {
@@ -98,7 +98,7 @@ struct ReplicaTree {
     return object
   }
 
-  private func failure(_ operation: String, _ object: ReplicaObject, _ error: Errno) -> ReplicaFailure {
+  func failure(_ operation: String, _ object: ReplicaObject, _ error: Errno) -> ReplicaFailure {
     Self.failure(operation, Backing.pathForMessage(object.descriptor), error)
   }
 

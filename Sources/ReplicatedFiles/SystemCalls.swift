@@ -256,6 +256,18 @@ enum Backing {
     return done
   }
 
+  /// What the disk holds (see `dropClean`), for a comparison that passes over everything: what nobody had in the page cache before
+  /// does not stay there, so that it does not push out what a guest uses.
+  static func readFromDisk(
+    _ file: Int32, into bytes: UnsafeMutableRawBufferPointer, at offset: UInt64
+  ) throws(Errno) -> Int {
+    let last = offset + UInt64(max(bytes.count, 1)) - 1
+    let wasCached = vmha_is_cached(file, off_t(offset)) == 1 && vmha_is_cached(file, off_t(last)) == 1
+    dropClean(file, offset: offset, length: UInt64(bytes.count))
+    defer { if !wasCached { posix_fadvise(file, off_t(offset), off_t(bytes.count), POSIX_FADV_DONTNEED) } }
+    return try readAll(file, into: bytes, at: offset)
+  }
+
   static func allocate(_ file: Int32, mode: Int32, offset: UInt64, length: UInt64) throws(Errno) {
     guard let from = off_t(exactly: offset), let count = off_t(exactly: length) else { throw Errno(EFBIG) }
     _ = try changing("backing.allocate", file) { vmha_allocate(file, mode, from, count) }

@@ -104,7 +104,7 @@ enum TreeWalk {
     }
   }
 
-  private static func unreadable(_ path: TreePath, _ error: Errno) -> EngineError {
+  static func unreadable(_ path: TreePath, _ error: Errno) -> EngineError {
     EngineError(.backing, "cannot read '\(path)' in the backing directory: \(error)")
   }
 

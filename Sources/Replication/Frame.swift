@@ -48,12 +48,17 @@ public enum FrameKind: UInt8, Sendable, Hashable, CaseIterable {
   case differingEnd = 40
   case resyncCompare = 41
   case resyncCompared = 42
+  case verifyBegin = 48
+  case verify = 49
+  case verified = 50
 
   /// These carry a sequence number, counted from 1 in each session and direction: operations and flushes in one row,
-  /// resync pieces in another. All others carry zero.
+  /// resync pieces in another, questions of a verification in a third. All others carry zero.
   public var isNumbered: Bool {
     switch self {
-    case .operation, .flushRequest, .flushAnswer, .resyncData, .resyncZero, .resyncCompare, .resyncCompared: true
+    case .operation, .flushRequest, .flushAnswer, .resyncData, .resyncZero, .resyncCompare, .resyncCompared,
+      .verify, .verified:
+      true
     default: false
     }
   }
@@ -182,6 +187,12 @@ public enum FrameBody: Hashable, Sendable {
   case resyncCompare(FileID, offset: UInt64, length: UInt32, hashes: [BlockHash])
   /// The sequence is that of the comparison; bit n = block n differs here.
   case resyncCompared(differing: UInt32)
+  /// From the primary, in sync: the hashes of the questions that follow are under this key, which is fresh random.
+  case verifyBegin(key: HashKey)
+  /// Answered by `verified`, at this place of the stream. Changes nothing.
+  case verify(FileID, VerifyQuestion)
+  /// The sequence is that of the question.
+  case verified(VerifyAnswer)
 
   public var kind: FrameKind {
     switch self {
@@ -206,6 +217,9 @@ public enum FrameBody: Hashable, Sendable {
     case .differingEnd: .differingEnd
     case .resyncCompare: .resyncCompare
     case .resyncCompared: .resyncCompared
+    case .verifyBegin: .verifyBegin
+    case .verify: .verify
+    case .verified: .verified
     }
   }
 }

@@ -189,6 +189,13 @@ extension FieldWriter {
         put(hash.second)
       }
     case .resyncCompared(let differing): put(differing)
+    case .verifyBegin(let key):
+      put(key.first)
+      put(key.second)
+    case .verify(let file, let question):
+      put(file)
+      put(question)
+    case .verified(let answer): put(answer)
     }
   }
 

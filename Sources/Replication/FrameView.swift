@@ -213,6 +213,9 @@ extension FieldReader {
     case .differingEnd: return .differingEnd
     case .resyncCompare: return try compare()
     case .resyncCompared: return .resyncCompared(differing: try take())
+    case .verifyBegin: return .verifyBegin(key: HashKey(try take(), try take()))
+    case .verify: return .verify(try file(), try verifyQuestion())
+    case .verified: return .verified(try verifyAnswer())
     }
   }
 
@@ -243,14 +246,7 @@ extension FieldReader {
 
   private mutating func compare() throws(FrameError) -> FrameBody {
     let file = try file()
-    let offset = try take(UInt64.self)
-    let length = try take(UInt32.self)
-    guard length > 0, UInt64(length) <= ResyncPlan.zoneBytes, offset <= FrameLimits.fileBytesMax - UInt64(length) else {
-      throw bad("a comparison of \(length) bytes at offset \(offset)")
-    }
-    let count = (UInt64(length) + ResyncPlan.blockBytes - 1) / ResyncPlan.blockBytes
-    var hashes: [BlockHash] = []
-    for _ in 0..<count { hashes.append(BlockHash(try take(), try take())) }
+    let (offset, length, hashes) = try blockHashes(bytesMax: ResyncPlan.zoneBytes)
     return .resyncCompare(file, offset: offset, length: length, hashes: hashes)
   }
 }

@@ -119,6 +119,11 @@ public final class FakeControlService: ControlService, Sendable {
     try record("drop \(name) \(branch)")
     return OperationID(rawValue: "drop-1")
   }
+  public func verifyModule(_ name: String, repair: Bool) async throws -> OperationID {
+    try record(repair ? "repair \(name)" : "verify \(name)")
+    return OperationID(rawValue: "op-3")
+  }
+  public func stopVerification(_ name: String) async throws { try record("stop-verify \(name)") }
 
   public func planAdd(_ request: AddRequest) async throws -> AddPlan {
     try record("plan \(request.name)")

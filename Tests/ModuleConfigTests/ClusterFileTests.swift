@@ -14,6 +14,7 @@ private let good = """
     <heartbeat pulse="200ms" detection="5s"/>
     <arbiter kind="wait"/>
     <boot wait="2m" policy="wait"/>
+    <scrub interval="12h" rate="8"/>
   </cluster>
   """
 
@@ -43,6 +44,7 @@ private func refusal(_ text: String) -> ConfigurationError? {
   #expect(cluster.arbiter == .wait)
   #expect(cluster.bootWait == .seconds(120))
   #expect(cluster.bootPolicy == .wait)
+  #expect(cluster.scrubInterval == .seconds(43_200) && cluster.scrubRateMiB == 8)
   #expect(cluster.warnings.isEmpty)
 }
 
@@ -66,6 +68,7 @@ private func refusal(_ text: String) -> ConfigurationError? {
   #expect(cluster.arbiter == .policyNone)
   #expect(cluster.bootWait == .seconds(60))
   #expect(cluster.bootPolicy == .arbiter)
+  #expect(cluster.scrubInterval == .seconds(7 * 86_400) && cluster.scrubRateMiB == 32)
   #expect(cluster.warnings.count == 3)
 }
 

@@ -36,6 +36,13 @@ import Testing
       guard case .valid(let read) = store.readRecord() else { return #expect(Bool(false), "unreadable") }
       #expect(read == Self.record)
       #expect(store.readWish() == Wish(started: true, version: 12))
+      #expect(store.readVerification() == nil)
+      var known = VerificationRecord(id: UInt64.max)
+      known.identicalUpTo = WallTime(milliseconds: 1_795_380_974_123)
+      try store.write(known)
+      #expect(store.readVerification() == known)
+      try store.removeAll()
+      #expect(store.readVerification() == nil)
     }
   }
 

@@ -108,6 +108,32 @@ struct FrameSamples {
     return .resyncCompare(file(), offset: range().offset / 2, length: length, hashes: hashes)
   }
 
+  mutating func question() -> VerifyQuestion {
+    switch Int.random(in: 0..<4, using: &random) {
+    case 0:
+      let length = UInt32.random(in: 1...UInt32(VerifyRun.pieceBytes), using: &random)
+      let blocks = (UInt64(length) + ResyncPlan.blockBytes - 1) / ResyncPlan.blockBytes
+      let hashes = (0..<blocks).map { _ in BlockHash(random.next(), random.next()) }
+      return .data(offset: range().offset / 2, length: length, hashes: hashes)
+    case 1:
+      let (offset, length) = range()
+      return .zeros(offset: offset, length: length)
+    case 2: return .size
+    default: return .folder(BlockHash(random.next(), random.next()))
+    }
+  }
+
+  mutating func answer() -> VerifyAnswer {
+    switch Int.random(in: 0..<4, using: &random) {
+    case 0: return .missing
+    case 1:
+      let (start, length) = range()
+      return .compared(start: start, end: start + length, differing: word(), unreadable: word())
+    case 2: return .size(range().offset)
+    default: return .folder(isSame: random.chance(50))
+    }
+  }
+
   /// A frame body and the length of the data that goes with it.
   mutating func body(_ kind: FrameKind) -> (body: FrameBody, dataLength: Int) {
     let dataLength = random.chance(5) ? 1 << 16 : Int.random(in: 1...64, using: &random)
@@ -145,6 +171,9 @@ struct FrameSamples {
     case .differingEnd: return (.differingEnd, 0)
     case .resyncCompare: return (compare(), 0)
     case .resyncCompared: return (.resyncCompared(differing: word()), 0)
+    case .verifyBegin: return (.verifyBegin(key: HashKey(random.next(), random.next())), 0)
+    case .verify: return (.verify(file(), question()), 0)
+    case .verified: return (.verified(answer()), 0)
     }
   }
 

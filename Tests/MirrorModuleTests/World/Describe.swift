@@ -87,6 +87,8 @@ extension Names {
     case .drain: "drain"
     case .syncFiles: "syncFiles"
     case .clearIntents(let session): "clearIntents \(name("s", session.rawValue))"
+    case .verify(let request): "verify \(name("s", request.session.rawValue))"
+    case .stopVerify: "stopVerify"
     case .report: "report"
     case .exit: "exit"
     }

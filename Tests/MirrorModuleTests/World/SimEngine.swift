@@ -100,7 +100,7 @@ final class SimEngine {
       closeSession()
       tell(.sessionEnded)
     // Every resync of this world copies everything.
-    case .send, .clearIntents: break
+    case .send, .clearIntents, .verify, .stopVerify: break
     case .acceptReplication(let id):
       guard !isMounted else { return fail("acceptReplication", "the file system is mounted") }
       guard session?.id == id else { return fail("acceptReplication", "the session is over") }
