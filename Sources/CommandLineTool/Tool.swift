@@ -120,6 +120,7 @@ struct VMHA: ParsableCommand {
       """,
     subcommands: [
       StatusCommand.self, StartCommand.self, StopCommand.self, SwapCommand.self, LogCommand.self, AddCommand.self,
-      RemoveCommand.self, ResolveCommand.self, BranchCommand.self, ClusterCommand.self, DrillCommand.self, VersionCommand.self,
+      RemoveCommand.self, ResolveCommand.self, BranchCommand.self, ClusterCommand.self, DrillCommand.self,
+      VersionCommand.self,
     ])
 }

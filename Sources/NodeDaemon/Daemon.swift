@@ -40,6 +40,8 @@ public final class Daemon: ModuleSurroundings, Sendable {
     var links: [String: KnownLink] = [:]
     var peerReports: [ModuleName: ModuleReport] = [:]
     var heartbeatWarnings: [StatusWarning] = []
+    /// Of the modules that are SPLIT.
+    var branchFacts: [ModuleName: BranchFacts] = [:]
     var services: ClusterServices?
     var adoption: Adoption?
   }
@@ -53,7 +55,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
   let hooks: EventHooks
   private let lateChecks = Mutex<ModuleChecks?>(nil)
   private let lateSetup = Mutex<ClusterSetup?>(nil)
-  private let isOver = Monitor(false)
+  let isOver = Monitor(false)
 
   /// `executables` is the folder that holds vmha-replicad.
   public init(paths: HostPaths, executables: String) throws {
@@ -113,6 +115,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
     if let membership = try ClusterMembership.load(paths) { try enter(membership) }
     try checks.start()
     try HostThread.start(name: "reports") { self.exchangeReports() }
+    try HostThread.start(name: "branches") { self.watchBranches() }
   }
 
   /// Lets go of everything: guests and engines go on without this process.
@@ -383,11 +386,13 @@ public final class Daemon: ModuleSurroundings, Sendable {
   }
 
   func ownReports() -> [ModuleReport] {
-    snapshot().runners.values.map { runner in
+    let view = snapshot()
+    let facts = view.branchFacts
+    return view.runners.values.map { runner in
       let status = runner.status
       return ModuleReport(
         module: runner.module, status: status, wish: runner.wish, since: wallTime(of: status.since),
-        engine: runner.engineReport, branch: branchFacts(runner))
+        engine: runner.engineReport, branch: facts[runner.module])
     }
   }
 }
