@@ -25,6 +25,9 @@ struct BranchListCommand: ToolCommand {
       try tool.printJSON(found)
       return .success
     }
+    for node in try await tool.client.status().nodes where !node.reachable {
+      tool.console.errorLine("\(node.name) cannot be reached: what it keeps is not shown")
+    }
     guard found.values.contains(where: { !$0.isEmpty }) else {
       if !common.quiet { tool.console.line("No branch is archived.") }
       return .success

@@ -56,7 +56,9 @@ struct ResolveCommand: ToolCommand {
         ? "goes on as it is"
         : "is ARCHIVED there"
           + (node.guest == .running || node.guest == .paused ? "; its guest is shut down" : "")
-          + (node.branch.map { ", \(Wording.bytes($0.bytesOnDisk)) without reflinks, \(Wording.bytes($0.bytesFree)) free" }
+          + (node.branch.map {
+            ", \(Wording.bytes($0.bytesOnDisk)) without reflinks, \(Wording.bytes($0.bytesFree)) free"
+          }
             ?? "")
       let generation = node.generation.map { "generation \($0.number), branch \($0.branch)" } ?? "no generation"
       return [
@@ -70,8 +72,11 @@ struct ResolveCommand: ToolCommand {
 
 extension Wording {
   static func branch(_ facts: BranchFacts) -> String {
-    func moment(_ time: WallTime?) -> String { time.map { "\($0.localDate) \($0.localTimeOfDay)" } ?? "a time not known" }
+    func moment(_ time: WallTime?) -> String {
+      time.map { "\($0.localDate) \($0.localTimeOfDay)" } ?? "a time not known"
+    }
     let written = facts.bytesWritten.map { "at most \(bytes($0))" } ?? "an unknown part of it"
-    return "alone since \(moment(facts.since)), last written \(moment(facts.lastWrite)), \(written) written since in sync"
+    return
+      "alone since \(moment(facts.since)), last written \(moment(facts.lastWrite)), \(written) written since in sync"
   }
 }

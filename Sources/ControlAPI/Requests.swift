@@ -67,7 +67,9 @@ public struct OperationID: RawRepresentable, Sendable, Codable, Hashable, Custom
 
 /// How far an `add`, `remove`, `verify`, `branch export` or `branch drop` is: `GET /v1/operations/ID`. Finished ones are kept for at least an hour.
 public struct OperationStatus: Sendable, Codable, Hashable {
-  public enum Kind: String, Sendable, Codable, Hashable { case add, remove, verify, exportBranch = "export", dropBranch = "drop" }
+  public enum Kind: String, Sendable, Codable, Hashable {
+    case add, remove, verify, exportBranch = "export", dropBranch = "drop"
+  }
   public var id: OperationID
   public var kind: Kind
   public var module: String

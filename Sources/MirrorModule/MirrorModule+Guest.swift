@@ -38,6 +38,7 @@ extension MirrorModule {
     guest = .starting
     guestNote = nil
     isSuspensionWanted = false
+    isCutShort = false
     timers[.suspension] = nil
     out.append(.startGuest)
   }
@@ -64,6 +65,7 @@ extension MirrorModule {
       let expected = guest == .stopping
       guest = .off
       isSuspensionWanted = false
+      isCutShort = false
       guestNote = nil
       expected ? guestWentOff() : guestEnded(end, "it ended by itself (\(end.rawValue))")
     case .guestStuck(let why):

@@ -14,7 +14,8 @@ extension MirrorModule {
     guard splitWith != nil else { return refuse("it is not SPLIT", "see: vmha status \(settings.module)") }
     guard let record, let peer = handshake?.theirs, peer.generation == splitWith?.generation, peerAlive != false else {
       return refuse(
-        "the nodes do not see each other", "bring \(settings.peerName) and the links back, and start the module on both")
+        "the nodes do not see each other", "bring \(settings.peerName) and the links back, and start the module on both"
+      )
     }
     guard record.generation == mine, peer.generation == theirs else {
       return refuse(
@@ -56,7 +57,8 @@ extension MirrorModule {
     answer(
       command,
       .accepted(
-        "\(settings.peerName)'s copy goes on; the guest on \(settings.nodeName) is shut down and its branch is archived"))
+        "\(settings.peerName)'s copy goes on; the guest on \(settings.nodeName) is shut down and its branch is archived"
+      ))
     endSession()
     openAsk = nil
     offers = false

@@ -10,11 +10,11 @@ extension MirrorModule {
     case .prim, .adopting, .frozen:
       if areReadsHeld, !isSuspensionWanted, guest == .running { return suspend() }
       // In sync again in the same session; what is frozen waits for its right.
-      if phase != .frozen, !areReadsHeld { release() }
+      if phase == .frozen { cutShort() } else if !areReadsHeld { release() }
     case .alone: release()
     case .closing(let closing):
       if closing.wasAlone || closing.session != nil && !areReadsHeld { return release() }
-      destroyCutOff(closing)
+      if closing.session == nil { cutShort() }
     case .stopped, .waiting, .yielding, .target, .second, .failed: break
     }
   }
@@ -33,15 +33,14 @@ extension MirrorModule {
     out.append(.resumeGuest)
   }
 
-  /// A stop whose session was lost: what the guest still writes is never acknowledged, so it cannot shut down, and the other
-  /// side may start its own.
-  private mutating func destroyCutOff(_ closing: Closing) {
-    guard areReadsHeld, closing.session == nil, closing.step == .guest, !closing.destroys, guest.isLive else { return }
-    var closing = closing
-    closing.destroys = true
-    phase = .closing(closing)
+  /// A stop or swap whose session was lost: what the guest still writes is not acknowledged, so it cannot shut down, and the
+  /// other side may start its own.
+  private mutating func cutShort() {
+    guard areReadsHeld, guest == .stopping, !isCutShort else { return }
+    isCutShort = true
     note(
-      "the guest is destroyed: \(settings.peerName) is not heard, so that its shutdown cannot end", .warning, rule: "R2")
+      "the guest is destroyed: \(settings.peerName) is not heard, so that its shutdown cannot end", .warning, rule: "R2"
+    )
     out.append(.destroyGuest)
   }
 

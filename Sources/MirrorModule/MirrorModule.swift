@@ -50,8 +50,6 @@ public struct MirrorModule: Sendable, Codable, Hashable {
     var session: SessionID?
     /// R4 had been done: the mark "peer outdated" already holds.
     var wasAlone: Bool
-    /// The guest is destroyed instead: it cannot shut down.
-    var destroys = false
   }
 
   /// A session from its handshake until a role is taken in it.
@@ -88,6 +86,8 @@ public struct MirrorModule: Sendable, Codable, Hashable {
   /// `suspendGuest` was the last word about the guest's virtual CPUs.
   var isSuspensionWanted = false
   var suspensionTrouble: String?
+  /// The guest was shutting down when it was cut off, and is destroyed instead.
+  var isCutShort = false
   var engineReady = false
   var engineStarting = false
   /// The engine was told to look for its peer.

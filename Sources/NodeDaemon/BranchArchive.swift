@@ -212,7 +212,10 @@ struct BranchArchive: Sendable {
   private static func copy(_ source: String, to target: String, label: String) throws {
     try HostCalls.performThrowing(label, path: target) {
       try run(
-        ["setpriv", "--pdeathsig", "KILL", "cp", "--archive", "--reflink=auto", "--sparse=always", "--no-target-directory"]
+        [
+          "setpriv", "--pdeathsig", "KILL", "cp", "--archive", "--reflink=auto", "--sparse=always",
+          "--no-target-directory",
+        ]
           + ["--", source, target], timeout: copyTimeout)
     }
   }
@@ -247,11 +250,15 @@ struct BranchArchive: Sendable {
     guard let stream = opendir(folder) else { throw HostError.system("branch.list", path: folder, errno: errno) }
     defer { closedir(stream) }
     var names: [String] = []
-    while let entry = readdir(stream) {
+    while true {
+      errno = 0
+      guard let entry = readdir(stream) else {
+        if errno != 0 { throw HostError.system("branch.list", path: folder, errno: errno) }
+        return names
+      }
       let name = withUnsafeBytes(of: &entry.pointee.d_name) { String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self) }
       if name != ".", name != ".." { names.append(name) }
     }
-    return names
   }
 
   /// vmha's own names for files mean nothing outside.

@@ -43,6 +43,8 @@ public final class Daemon: ModuleSurroundings, Sendable {
     var links: [String: KnownLink] = [:]
     var peerReports: [ModuleName: ModuleReport] = [:]
     var heartbeatWarnings: [StatusWarning] = []
+    /// Of the modules that are SPLIT.
+    var branchFacts: [ModuleName: BranchFacts] = [:]
     var services: ClusterServices?
     var adoption: Adoption?
     var verifications: [ModuleName: KnownVerification] = [:]
@@ -59,7 +61,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
   /// nil = its file cannot be opened; said in the journal.
   let peerJournal: PeerJournal?
   private let lateSetup = Mutex<ClusterSetup?>(nil)
-  private let isOver = Monitor(false)
+  let isOver = Monitor(false)
 
   /// `executables` is the folder that holds vmha-replicad.
   public init(paths: HostPaths, executables: String) throws {
@@ -127,6 +129,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
     try checks.start()
     try HostThread.start(name: "reports") { self.exchangeReports() }
     if let peerJournal { try HostThread.start(name: "peer-journal") { self.followPeerJournal(peerJournal) } }
+    try HostThread.start(name: "branches") { self.watchBranches() }
   }
 
   /// Lets go of everything: guests and engines go on without this process.
@@ -406,11 +409,14 @@ public final class Daemon: ModuleSurroundings, Sendable {
   }
 
   func ownReports() -> [ModuleReport] {
-    snapshot().runners.values.map { runner in
+    let view = snapshot()
+    let facts = view.branchFacts
+    return view.runners.values.map { runner in
       let status = runner.status
       return ModuleReport(
         module: runner.module, status: status, wish: runner.wish, since: wallTime(of: status.since),
-        engine: runner.engineReport, branch: branchFacts(runner), verification: verification(of: runner).record)
+        engine: runner.engineReport, branch: facts[runner.module],
+        verification: verification(of: runner).record)
     }
   }
 }

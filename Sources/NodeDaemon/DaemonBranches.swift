@@ -3,6 +3,7 @@ import HostSystem
 import MirrorModule
 import Model
 import ModuleConfig
+import Synchronization
 
 // Splits and archived branches, for the operator (R12; docs/operating/split.md).
 extension Daemon {
@@ -114,8 +115,17 @@ extension Daemon {
     return try runner.command(.resolve(mine: mine, theirs: theirs), wishVersion: runner.wish.version)
   }
 
-  /// What an operator chooses by; nil while there is nothing to choose.
-  func branchFacts(_ runner: ModuleRunner) -> BranchFacts? {
+  /// Looks at the copies of SPLIT modules: on a thread of its own, so that a disk that hangs holds nobody else up.
+  func watchBranches() {
+    while isOver.wait(timeout: Self.reportEvery, until: { $0 ? true : nil }) == nil {
+      var facts: [ModuleName: BranchFacts] = [:]
+      for (name, runner) in snapshot().runners { facts[name] = branchFacts(runner) }
+      state.withLock { if $0.branchFacts != facts { $0.branchFacts = facts } }
+    }
+  }
+
+  /// What an operator chooses by; nil while there is nothing to choose, or the copy cannot be read: then status shows none.
+  private func branchFacts(_ runner: ModuleRunner) -> BranchFacts? {
     let status = runner.status
     guard status.isSplit, let generation = status.generation,
       let survey = try? TreeSurvey(runner.configuration.backingDirectory), let free = try? runner.archive.bytesFree()

@@ -68,7 +68,7 @@ extension Daemon {
       if node.id == view.node {
         var entry = nodeEntry(
           node, mine, current: runner.isLoaded, since: wallTime(of: mine.since), runner.engineReport)
-        entry.branch = branchFacts(runner)
+        entry.branch = view.branchFacts[configuration.name]
         nodes.append(entry)
       } else if let report = view.peerReports[configuration.name] {
         var entry = nodeEntry(

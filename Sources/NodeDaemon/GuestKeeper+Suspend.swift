@@ -51,6 +51,7 @@ extension GuestKeeper {
         return
       }
       if actual() == .suspended { return }
+      if isUrgent { throw HostError(.closed, "guest.suspend", path: module.text, "it is being destroyed") }
     }
   }
 

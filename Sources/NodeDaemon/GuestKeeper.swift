@@ -128,6 +128,8 @@ final class GuestKeeper: Sendable {
     while true {
       if let now = actual() {
         state.withLock { $0.believed = now }
+        // Resumed, and vmhad died before it could say so.
+        if now == .running { forgetSuspension() }
         return now
       }
       // Without libvirt: no QEMU process, no guest.

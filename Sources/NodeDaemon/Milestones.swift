@@ -25,7 +25,9 @@ enum Milestones {
           details: ["state": new.state.rawValue, "readiness": new.readiness.rawValue]))
     }
     let before = old?.guest ?? .unknown
-    if new.guest == .starting, before == .running || before == .paused || before == .suspended, let died = guest(before, .off) {
+    if new.guest == .starting, before == .running || before == .paused || before == .suspended,
+      let died = guest(before, .off)
+    {
       // It died and is being started again within one decision.
       found.append(died)
     }
@@ -51,7 +53,8 @@ enum Milestones {
     if old == new { return nil }
     return switch (old, new) {
     case (_, .starting): Milestone(kind: .guestStarting, severity: .info, sentence: "the guest is being started")
-    case (.paused, .running), (.suspended, .running): Milestone(kind: .guestResumed, severity: .notice, sentence: "the guest runs again")
+    case (.paused, .running), (.suspended, .running):
+      Milestone(kind: .guestResumed, severity: .notice, sentence: "the guest runs again")
     case (_, .running): Milestone(kind: .guestStarted, severity: .notice, sentence: "the guest runs")
     case (_, .suspended):
       Milestone(kind: .guestPaused, severity: .warning, sentence: "the guest is suspended")

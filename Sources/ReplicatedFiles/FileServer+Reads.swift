@@ -43,7 +43,9 @@ extension FileServer {
   func read(
     _ request: KernelRequest, descriptor: Int32, size: Int, offset: off_t, buffer: UnsafeMutableRawBufferPointer
   ) {
-    guard gate.isOpen else { return hold(request, descriptor: descriptor, size: min(size, buffer.count), offset: offset) }
+    guard gate.isOpen else {
+      return hold(request, descriptor: descriptor, size: min(size, buffer.count), offset: offset)
+    }
     serve(request, descriptor, offset, UnsafeMutableRawBufferPointer(rebasing: buffer[..<min(size, buffer.count)]))
   }
 

@@ -69,7 +69,8 @@ import Testing
       state.branches = [
         ArchivedBranch(
           branch: "000000000000000a", number: 3, node: "node1", since: nil, lastWrite: Samples.time,
-          archived: Samples.time, bytes: 8 << 20, files: 1, directory: "/images/.vmha-vm1@branches/000000000000000a/files")
+          archived: Samples.time, bytes: 8 << 20, files: 1,
+          directory: "/images/.vmha-vm1@branches/000000000000000a/files")
       ]
       var done = OperationStatus(
         id: OperationID(rawValue: "op"), kind: .exportBranch, module: "vm1", sentence: "it is there")

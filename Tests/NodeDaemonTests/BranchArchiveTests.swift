@@ -52,7 +52,8 @@ import Testing
     #expect(made.files == 2 && made.bytes > 3_000_000 && made.bytes < 5_000_000)
     #expect(try place.account(place.backing, identities: true) == before, "the copy itself is not touched")
     // The resync overwrites the copy, block for block and file for file.
-    try shell("cd $1; head -c 3000000 /dev/zero | dd of=disk.img conv=notrunc status=none; rm -r deep link", place.backing)
+    try shell(
+      "cd $1; head -c 3000000 /dev/zero | dd of=disk.img conv=notrunc status=none; rm -r deep link", place.backing)
     #expect(try place.account(place.archive.files(BranchID(rawValue: 5)), identities: true) == before)
     #expect(try place.archive.list() == [made])
     let out = "\(place.folder)/out"

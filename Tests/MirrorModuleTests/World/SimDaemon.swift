@@ -33,7 +33,9 @@ final class SimDaemon {
 
   func start() {
     startedAt = world.now
-    deliver(.loaded(record: node.record, wish: node.wish, guest: node.guest.map { $0.isSuspended ? .suspended : .running } ?? .off))
+    deliver(
+      .loaded(
+        record: node.record, wish: node.wish, guest: node.guest.map { $0.isSuspended ? .suspended : .running } ?? .off))
   }
 
   func deliver(_ event: Event) {
@@ -124,7 +126,9 @@ final class SimDaemon {
       if self.node.persistFails {
         return self.deliver(.branchArchiveFailed(generation.branch, why: "No space left on device"))
       }
-      if self.node.copy.log != asked { self.world.violate("I12: \(self.node.name)'s copy changes while it is archived") }
+      if self.node.copy.log != asked {
+        self.world.violate("I12: \(self.node.name)'s copy changes while it is archived")
+      }
       self.node.archives[generation.branch] = self.node.copy.log
       self.deliver(.branchArchived(generation.branch))
     }
