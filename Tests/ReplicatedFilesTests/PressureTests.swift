@@ -160,4 +160,42 @@ struct PressureTests {
     #expect(most < 256 << 20, "\(most >> 20) MiB")
     print("engine: \(idle >> 20) MiB idle, \(most >> 20) MiB at most, \(frozen) frozen")
   }
+
+  /// A target that takes long to make its tree like the source's takes nothing meanwhile. The guest goes on, and what it writes does
+  /// not pile up: the copy reads it later.
+  @Test func aTargetThatIsBusyPilesUpNothing() throws {
+    let (pair, relay) = try relayed()
+    defer {
+      pair.end()
+      relay.remove()
+    }
+    let session = try pair.connect()
+    try pair.one.mount()
+    pair.one.tell(.setPolicy(.alone))
+    try pair.two.accept(session)
+    let (map, isBusy) = ("\(pair.two.folder)/intents", Flag())
+    HostCalls.setFaultHook { label, path in
+      guard label == "intents.create", path == map else { return nil }
+      isBusy.set()
+      usleep(1_500_000)
+      return nil
+    }
+    defer { HostCalls.setFaultHook(nil) }
+    pair.one.tell(.startResync(session, comparesEverything: false))
+    for _ in 0..<500 where !isBusy.isSet { usleep(10_000) }
+    let path = "\(pair.one.mountPoint)/disk.img"
+    var most = 0
+    for round in 0..<4 {
+      try shell("head -c $2 /dev/urandom | dd of=$1 bs=1M conv=notrunc status=none", [path, "\(Self.diskBytes)"])
+      most = max(most, pair.one.engine.state.withLock { $0.session?.queuedBytes ?? 0 })
+      #expect(round > 0 || pair.one.engine.state.withLock { $0.session } != nil)
+    }
+    // Its length changes, so what is written behind the old end is sent.
+    try shell("truncate -s 1M $1; head -c 3000000 /dev/urandom >> $1; echo new > $1.new", [path])
+    #expect(isBusy.isSet && most < 1 << 20, "\(most) bytes wait for a target that takes nothing")
+    try pair.one.expect("resyncCopied") { if case .resyncCopied = $0 { true } else { nil } }
+    try pair.one.barrier(session)
+    pair.one.tell(.setPolicy(.both(session)))
+    #expect(try pair.differences() == "")
+  }
 }

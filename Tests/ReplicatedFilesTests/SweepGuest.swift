@@ -53,19 +53,31 @@ final class SweepGuest: Sendable {
   }
 
   private static func contents(_ number: Int, _ version: UInt64) -> [UInt8] {
-    let word = [UInt64(number), version].flatMap { value in (0..<8).map { UInt8(truncatingIfNeeded: value >> ($0 * 8)) } }
-    return Array(repeatElement(word, count: blockBytes / 16).joined())
+    [UInt8](unsafeUninitializedCapacity: blockBytes) { buffer, count in
+      let words = UnsafeMutableRawBufferPointer(buffer)
+      words.storeBytes(of: UInt64(number), as: UInt64.self)
+      words.storeBytes(of: version, toByteOffset: 8, as: UInt64.self)
+      for filled in [16, 32, 64, 128, 256, 512, 1024, 2048] {
+        if let start = words.baseAddress { memcpy(start + filled, start, filled) }
+      }
+      count = blockBytes
+    }
   }
 
   /// The versions in it. Throws if a block is torn or lies at another place.
   private static func read(_ backing: String) throws -> [UInt64] {
     let bytes = try DurableFile.read("\(backing)/disk")
     guard bytes.count == blocks * blockBytes else { throw TestFailure("\(backing)/disk has \(bytes.count) bytes") }
-    return try (0..<blocks).map { number in
-      let block = bytes[number * blockBytes..<(number + 1) * blockBytes]
-      let version = (0..<8).reduce(UInt64(0)) { $0 | UInt64(block[block.startIndex + 8 + $1]) << ($1 * 8) }
-      guard Array(block) == contents(number, version) else { throw TestFailure("block \(number) of \(backing) is torn") }
-      return version
+    return try bytes.withUnsafeBytes { whole in
+      try (0..<blocks).map { number in
+        let block = UnsafeRawBufferPointer(rebasing: whole[number * blockBytes..<(number + 1) * blockBytes])
+        let version = block.load(fromByteOffset: 8, as: UInt64.self)
+        // The same sixteen bytes over and over.
+        guard let start = block.baseAddress, block.load(as: UInt64.self) == UInt64(number),
+          memcmp(start, start + 16, blockBytes - 16) == 0
+        else { throw TestFailure("block \(number) of \(backing) is torn") }
+        return version
+      }
     }
   }
 
