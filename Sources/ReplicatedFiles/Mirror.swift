@@ -283,7 +283,8 @@ final class Mirror: GuestRequestSink {
   }
 
   private func send(
-    _ operation: FileOperation, _ payload: Payload?, of request: GuestRequest, _ token: AcknowledgeMachine.Token, _ state: inout State
+    _ operation: FileOperation, _ payload: Payload?, of request: GuestRequest, _ token: AcknowledgeMachine.Token,
+    _ state: inout State
   ) {
     var sent = operation
     if case .forget(let file) = operation {

@@ -34,7 +34,9 @@ struct DiskTests {
   }
 
   /// Writes blocks of its own number at random places until it is told to stop; answers errors other than a full disk.
-  private func startGuest(_ path: String, _ stop: Flag, _ bytesMax: Int, _ errors: Guarded<[Int32]>) throws -> HostThread {
+  private func startGuest(_ path: String, _ stop: Flag, _ bytesMax: Int, _ errors: Guarded<[Int32]>) throws
+    -> HostThread
+  {
     try HostThread.start(name: "guest", detached: false) {
       let file = open(path, O_RDWR | O_CREAT, 0o600)
       while !stop.isSet {
@@ -90,9 +92,12 @@ struct DiskTests {
     try disk(pair, pair.one, 20, "-N16")
     defer { removeDisk(pair, pair.one) }
     let session = try pair.settled()
-    #expect(throws: TestFailure.self) { try shell("for n in $(seq 40); do echo $n > $1/$n; done", [pair.one.mountPoint]) }
+    #expect(throws: TestFailure.self) {
+      try shell("for n in $(seq 40); do echo $n > $1/$n; done", [pair.one.mountPoint])
+    }
     #expect(try diskError(pair.one).errno == ENOSPC)
-    try shell("mkfifo $1/p && exit 1; mkdir $1/d && exit 1; ln -s a $1/s && exit 1; ln $1/1 $1/hard", [pair.one.mountPoint])
+    try shell(
+      "mkfifo $1/p && exit 1; mkdir $1/d && exit 1; ln -s a $1/s && exit 1; ln $1/1 $1/hard", [pair.one.mountPoint])
     #expect(pair.one.engine.report().policy == .both(session))
     #expect(try pair.differences() == "")
   }

@@ -74,10 +74,11 @@ struct PressureTests {
         cable[keyPath: side].bytesPerSecond = rate
       }
     }
-    let writers = try Writers("\(pair.one.mountPoint)/disk.img", for: .seconds(4))
+    let writers = try Writers("\(pair.one.mountPoint)/disk.img", for: .seconds(2))
     writers.join()
     #expect(writers.acknowledged.allSatisfy { $0 > 0 })
-    #expect(counts(in: "\(pair.two.backing)/disk.img") == writers.acknowledged, "acknowledged, and not on the other node")
+    #expect(
+      counts(in: "\(pair.two.backing)/disk.img") == writers.acknowledged, "acknowledged, and not on the other node")
     try shell("sync $1/disk.img", [pair.one.mountPoint])
     #expect(pair.one.engine.report().policy == .both(session))
     #expect(try pair.differences() == "")
@@ -106,7 +107,8 @@ struct PressureTests {
       writers.join()
       // Node 2 hears the end itself, and both meet again by themselves.
       let session = try pair.one.connected()
-      #expect(try pair.two.expect("connected") { if case .connected(session, _) = $0 { session } else { nil } } == session)
+      #expect(
+        try pair.two.expect("connected") { if case .connected(session, _) = $0 { session } else { nil } } == session)
       try pair.resync(source: pair.one, target: pair.two, session)
       #expect(try pair.differences() == "")
     }
@@ -150,7 +152,9 @@ struct PressureTests {
         close(file)
       }
     }
-    let policy = try engine.expect("sessionLost") { if case .sessionLost(_, let policy, _) = $0 { policy } else { nil } }
+    let policy = try engine.expect("sessionLost") {
+      if case .sessionLost(_, let policy, _) = $0 { policy } else { nil }
+    }
     let frozen = monotonicNow() - start
     #expect(policy == .frozen)
     #expect(frozen > .seconds(9) && frozen < .seconds(12), "\(frozen)")

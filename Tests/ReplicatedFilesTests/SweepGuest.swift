@@ -128,7 +128,9 @@ final class SweepGuest: Sendable {
       }
       let bytes = Array(zip(range, versions).map { Self.contents($0, $1) }.joined())
       guard goesOn(pwrite(file, bytes, bytes.count, off_t(first * Self.blockBytes)), bytes.count) else { return }
-      state.withLock { state in for (number, version) in zip(range, versions) { state.blocks[number].acknowledged = version } }
+      state.withLock { state in
+        for (number, version) in zip(range, versions) { state.blocks[number].acknowledged = version }
+      }
       guard step % 12 == 11 else { continue }
       // What this thread has written so far is flushed; the other half's may be.
       let acknowledged = state.withLock { state in state.blocks.map(\.acknowledged) }
@@ -171,7 +173,8 @@ final class SweepGuest: Sendable {
       { Int(mkfifo("\(own).p", 0o600)) }, { Int(rename("\(own).b", "\(own).d/r")) },
       { Int(fsetxattr(second, "user.a", &zeros, 20, 0)) }, { Int(fremovexattr(second, "user.a")) },
       { Int(fsetxattr(second, "user.b", &zeros, 10, 0)) }, { Int(fchmod(second, 0o640)) },
-      { Int(fchown(second, 7, 8)) }, { Int(ftruncate(second, 50_000)) }, { Int(posix_fallocate(second, 0, 200_000)) == 0 ? 0 : -1 },
+      { Int(fchown(second, 7, 8)) }, { Int(ftruncate(second, 50_000)) },
+      { Int(posix_fallocate(second, 0, 200_000)) == 0 ? 0 : -1 },
       { Int(futimens(second, times)) }, { Int(unlink("\(own).p")) }, { Int(unlink("\(own).h")) },
       { Int(unlink("\(own).l")) },
     ]
@@ -187,7 +190,8 @@ final class SweepGuest: Sendable {
     for (number, block) in blocks.enumerated() {
       let least = keepsAcknowledged ? block.acknowledged : block.flushed
       guard (least...block.attempted).contains(found[number]) else {
-        throw TestFailure("block \(number) of \(backing): version \(found[number]), allowed \(least) to \(block.attempted)")
+        throw TestFailure(
+          "block \(number) of \(backing): version \(found[number]), allowed \(least) to \(block.attempted)")
       }
     }
     for (name, text) in files {

@@ -107,7 +107,8 @@ final class SweepRig {
     engines[node].end()
     umount2(mountPoint(node), 2)
     try shell(
-      "for i in $(seq 50); do umount $1 2> /dev/null && break; sleep 0.02; done; mount $2 $1; touch $1/alive", [home(node), devices[node]])
+      "for i in $(seq 50); do umount $1 2> /dev/null && break; sleep 0.02; done; mount $2 $1; touch $1/alive",
+      [home(node), devices[node]])
   }
 
   /// The first event of this kind, and everything before it taken away.

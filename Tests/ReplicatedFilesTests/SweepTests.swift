@@ -10,12 +10,13 @@ import Testing
 /// a sample.
 @Suite(.serialized, .timeLimit(.minutes(60)))
 struct SweepTests {
-  private static let sampleCount = 10
+  private static let sampleCount = 6
   /// What a workload must have met, or it tests less than it says.
   private static let required: Set<String> = [
     "backing.create", "backing.mkdir", "backing.mknod", "backing.symlink", "backing.link", "backing.unlink",
     "backing.rename", "backing.chown", "backing.chmod", "backing.truncate", "backing.setxattr",
-    "backing.removexattr", "backing.write", "backing.allocate", "backing.sync", "backing.times", "intents.write", "intents.sync",
+    "backing.removexattr", "backing.write", "backing.allocate", "backing.sync", "backing.times", "intents.write",
+    "intents.sync",
   ]
 
   @Test func everyCall() throws {
