@@ -287,15 +287,15 @@ final class SweepRig {
 
   /// The resync met the fault: after a power cut, or in the same processes, it is done again, and to its end.
   private func again(_ victim: Int, _ source: Int, _ target: Int) throws {
-    if engines[victim].isStopped {
-      try cutPower(victim)
-      try boot(victim)
-    } else if engines[victim].saw({ if case .failed("configure", _) = $0 { true } else { false } }) {
-      // It could not begin: vmhad starts it again.
-      engines[victim].end()
-      try boot(victim)
-    }
     for attempt in 1... {
+      if engines[victim].isStopped {
+        try cutPower(victim)
+        try boot(victim)
+      } else if engines[victim].saw({ if case .failed("configure", _) = $0 { true } else { false } }) {
+        // It could not begin: vmhad starts it again.
+        engines[victim].end()
+        try boot(victim)
+      }
       for engine in engines { engine.tell(.endSession) }
       // The copy that was given up ends by itself.
       usleep(100_000)
