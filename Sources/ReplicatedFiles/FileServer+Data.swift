@@ -49,7 +49,8 @@ extension FileServer {
         guard isPlain, error.isNoSpace else { throw error }
         sink.noteDiskError("fallocate", Backing.pathForMessage(descriptor), error)
         let size = mode == [] ? UInt64(try Backing.status(descriptor).st_size) : nil
-        return AppliedChange(operation: .setAttributes(fileID(number), AttributeChange(size: size)), reply: .error(error))
+        return AppliedChange(
+          operation: .setAttributes(fileID(number), AttributeChange(size: size)), reply: .error(error))
       }
       return AppliedChange(
         operation: .allocate(fileID(number), mode, offset: from, length: count), reply: .done)

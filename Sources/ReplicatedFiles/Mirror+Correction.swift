@@ -50,7 +50,8 @@ extension Mirror {
         }
       }
       return AppliedChange(
-        operation: .write(file, offset: range.lowerBound, length: UInt32(payload.count)), reply: .done, payload: payload)
+        operation: .write(file, offset: range.lowerBound, length: UInt32(payload.count)), reply: .done, payload: payload
+      )
     }
     let length: GuestRequest.Change = { () throws(Errno) in
       Self.length(of: file, UInt64(try Backing.status(descriptor).st_size), .error(error))

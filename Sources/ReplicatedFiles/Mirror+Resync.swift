@@ -46,8 +46,6 @@ struct ResyncSource {
 extension Mirror {
   /// Data on its way while the guest is waiting for something: small, so that its requests do not queue behind the copy.
   static let busyWindowBytes = 2 << 20
-  /// Bytes of a manifest that may wait for the link.
-  static let manifestQueueBytesMax = 32 << 20
   static let progressInterval: Duration = .milliseconds(500)
   /// Local writes that were accepted before the manifest are applied within this time, or the resync is refused.
   static let drainTimeout: Duration = .seconds(30)
@@ -192,14 +190,6 @@ extension Mirror {
     }
   }
 
-  /// Under the lock: whether a write need not be sent. It keeps what piles up for a target that is busy with its tree small.
-  func isLeftToCopy(_ request: GuestRequest, _ token: AcknowledgeMachine.Token, _ state: inout State) -> Bool {
-    guard let size = state.copy?.leftToCopy[request.file], let range = request.intent, range.upperBound <= size,
-      !state.unmirrored.contains(request.file)
-    else { return false }
-    return state.machine.leaveToCopy(token)
-  }
-
   /// The target's map, frame by frame.
   func differing(_ file: FileID, _ content: FileContent, session: SessionID) {
     state.withLock { state in
@@ -263,20 +253,6 @@ extension Mirror {
       FrameHead.bytes(.manifestEnd(entries: entries, attributes: attributes), session: session.id))
     state.withLock { $0.unmirrored = Set(($0.server?.nodes.orphans() ?? []).map { FileID(rawValue: $0) }) }
     session.push()
-  }
-
-  /// The guest's changes wait meanwhile, so not for long.
-  private func awaitManifestRoom(_ session: PeerSession) throws(EngineError) {
-    guard !session.hasEnded else { throw EngineError(.link, "the session was lost") }
-    guard session.queuedBytes > Self.manifestQueueBytesMax else { return }
-    session.push()
-    let deadline = monotonicNow() + Engine.acknowledgeStallMax
-    while session.queuedBytes > Self.manifestQueueBytesMax {
-      guard !session.hasEnded, monotonicNow() < deadline else {
-        throw EngineError(.link, "the peer takes the list of files too slowly")
-      }
-      usleep(1000)
-    }
   }
 
   // MARK: contents

@@ -97,21 +97,29 @@ enum Backing {
   /// Creates a regular file and opens it. Fails with EEXIST if the name is taken.
   static func create(_ folder: Int32, _ name: [UInt8], flags: Int32, mode: mode_t) throws(Errno) -> Int32 {
     try withName(name) { (text) throws(Errno) in
-      try changing("backing.create", folder) { openat(folder, text, flags | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode) }
+      try changing("backing.create", folder) {
+        openat(folder, text, flags | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode)
+      }
     }
   }
 
   static func makeFolder(_ folder: Int32, _ name: [UInt8], mode: mode_t) throws(Errno) {
-    try withName(name) { (text) throws(Errno) in _ = try changing("backing.mkdir", folder) { mkdirat(folder, text, mode) } }
+    try withName(name) { (text) throws(Errno) in
+      _ = try changing("backing.mkdir", folder) { mkdirat(folder, text, mode) }
+    }
   }
 
   static func makeNode(_ folder: Int32, _ name: [UInt8], mode: mode_t) throws(Errno) {
-    try withName(name) { (text) throws(Errno) in _ = try changing("backing.mknod", folder) { mknodat(folder, text, mode, 0) } }
+    try withName(name) { (text) throws(Errno) in
+      _ = try changing("backing.mknod", folder) { mknodat(folder, text, mode, 0) }
+    }
   }
 
   static func makeSymlink(_ folder: Int32, _ name: [UInt8], target: [UInt8]) throws(Errno) {
     try withName(target) { (pointee) throws(Errno) in
-      try withName(name) { (text) throws(Errno) in _ = try changing("backing.symlink", folder) { symlinkat(pointee, folder, text) } }
+      try withName(name) { (text) throws(Errno) in
+        _ = try changing("backing.symlink", folder) { symlinkat(pointee, folder, text) }
+      }
     }
   }
 
@@ -140,7 +148,9 @@ enum Backing {
   // MARK: attributes
 
   static func setOwner(_ object: Int32, user: uid_t, group: gid_t) throws(Errno) {
-    _ = try changing("backing.chown", object) { fchownat(object, "", user, group, VMHA_AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) }
+    _ = try changing("backing.chown", object) {
+      fchownat(object, "", user, group, VMHA_AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW)
+    }
   }
 
   static func setMode(_ object: Int32, _ mode: mode_t) throws(Errno) {
@@ -186,7 +196,9 @@ enum Backing {
 
   static func removeAttribute(_ object: Int32, _ name: [UInt8]) throws(Errno) {
     let path = procPath(object)
-    try withName(name) { (text) throws(Errno) in _ = try changing("backing.removexattr", object) { removexattr(path, text) } }
+    try withName(name) { (text) throws(Errno) in
+      _ = try changing("backing.removexattr", object) { removexattr(path, text) }
+    }
   }
 
   // MARK: data
@@ -224,7 +236,9 @@ enum Backing {
     while done < bytes.count {
       guard let start = bytes.baseAddress else { return }
       let from = off_t(offset) + off_t(done)
-      let count = try changing("backing.write", file) { pwrite(file, start + done, min(bytes.count - done, pieceBytesMax), from) }
+      let count = try changing("backing.write", file) {
+        pwrite(file, start + done, min(bytes.count - done, pieceBytesMax), from)
+      }
       if count == 0 { throw Errno(ENOSPC) }
       done += count
     }

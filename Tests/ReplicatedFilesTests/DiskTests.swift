@@ -13,13 +13,19 @@ struct DiskTests {
   private func disk(_ pair: Pair, _ side: Side, _ megabytes: Int, _ options: String = "") throws {
     try shell(
       """
-      truncate -s $3M $1/img; mkfs.ext4 -q -b 4096 -F $4 $1/img
-      mount -o loop,errors=remount-ro $1/img $2; rmdir $2/lost+found
-      """, [pair.folder, side.backing, "\(megabytes)", options])
+      truncate -s $3M $1; mkfs.ext4 -q -b 4096 -F $4 $1
+      mount -o loop,errors=remount-ro $1 $2; rmdir $2/lost+found
+      """, [image(pair), side.backing, "\(megabytes)", options])
     try pair.reconfigure(side)
   }
 
-  private func removeDisk(_ side: Side) { umount2(side.backing, 2) }
+  /// In memory: a busy disk below does not count.
+  private func image(_ pair: Pair) -> String { "/dev/shm/vmha-disk-\(getpid())-\(pair.port)" }
+
+  private func removeDisk(_ pair: Pair, _ side: Side) {
+    umount2(side.backing, 2)
+    unlink(image(pair))
+  }
 
   private func diskError(_ side: Side) throws -> (operation: String, errno: Int32) {
     try side.expect("diskError") {
@@ -28,7 +34,9 @@ struct DiskTests {
   }
 
   /// Writes blocks of its own number at random places until it is told to stop; answers errors other than a full disk.
-  private func startGuest(_ path: String, _ stop: Flag, _ bytesMax: Int, _ errors: Guarded<[Int32]>) throws -> HostThread {
+  private func startGuest(_ path: String, _ stop: Flag, _ bytesMax: Int, _ errors: Guarded<[Int32]>) throws
+    -> HostThread
+  {
     try HostThread.start(name: "guest", detached: false) {
       let file = open(path, O_RDWR | O_CREAT, 0o600)
       while !stop.isSet {
@@ -50,7 +58,7 @@ struct DiskTests {
     let pair = try Pair()
     defer { pair.end() }
     try disk(pair, pair.one, 40)
-    defer { removeDisk(pair.one) }
+    defer { removeDisk(pair, pair.one) }
     try shell("echo x > $1/first", [pair.one.backing])
     let session = try pair.settled()
     let (stop, errors) = (Flag(), Guarded<[Int32]>([]))
@@ -82,11 +90,14 @@ struct DiskTests {
     let pair = try Pair()
     defer { pair.end() }
     try disk(pair, pair.one, 20, "-N16")
-    defer { removeDisk(pair.one) }
+    defer { removeDisk(pair, pair.one) }
     let session = try pair.settled()
-    #expect(throws: TestFailure.self) { try shell("for n in $(seq 40); do echo $n > $1/$n; done", [pair.one.mountPoint]) }
+    #expect(throws: TestFailure.self) {
+      try shell("for n in $(seq 40); do echo $n > $1/$n; done", [pair.one.mountPoint])
+    }
     #expect(try diskError(pair.one).errno == ENOSPC)
-    try shell("mkfifo $1/p && exit 1; mkdir $1/d && exit 1; ln -s a $1/s && exit 1; ln $1/1 $1/hard", [pair.one.mountPoint])
+    try shell(
+      "mkfifo $1/p && exit 1; mkdir $1/d && exit 1; ln -s a $1/s && exit 1; ln $1/1 $1/hard", [pair.one.mountPoint])
     #expect(pair.one.engine.report().policy == .both(session))
     #expect(try pair.differences() == "")
   }
@@ -98,7 +109,7 @@ struct DiskTests {
     let pair = try Pair()
     defer { pair.end() }
     try disk(pair, pair.two, options.isEmpty ? 40 : 100, options)
-    defer { removeDisk(pair.two) }
+    defer { removeDisk(pair, pair.two) }
     try shell("head -c 8000000 /dev/urandom > $1/disk.img", [pair.one.backing])
     _ = try pair.settled()
     let (stop, errors) = (Flag(), Guarded<[Int32]>([]))
@@ -144,7 +155,7 @@ struct DiskTests {
     defer { pair.end() }
     let (failing, other) = isGuests ? (pair.one, pair.two) : (pair.two, pair.one)
     try disk(pair, failing, 100)
-    defer { removeDisk(failing) }
+    defer { removeDisk(pair, failing) }
     try shell("head -c 20000000 /dev/urandom > $1/disk.img", [pair.one.backing])
     _ = try pair.settled()
     let (stop, errors) = (Flag(), Guarded<[Int32]>([]))
@@ -180,7 +191,7 @@ struct DiskTests {
     failing.tell(.configure(away))
     try failing.expect("ready") { if case .ready = $0 { true } else { nil } }
     try shell(
-      "umount $2; e2fsck -fy $1/img > $1/fsck 2>&1 || test $? = 1; mount -o loop $1/img $2", [pair.folder, failing.backing])
+      "umount $2; e2fsck -fy $1 > /dev/null 2>&1 || test $? = 1; mount -o loop $1 $2", [image(pair), failing.backing])
     failing.tell(.configure(pair.configuration(failing)))
     try failing.expect("ready") { if case .ready = $0 { true } else { nil } }
     for side in [pair.one, pair.two] {

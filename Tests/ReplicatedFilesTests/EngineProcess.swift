@@ -107,7 +107,8 @@ final class EngineProcess: @unchecked Sendable {
   func residentBytes(_ field: String) throws -> Int {
     let text = String(decoding: try DurableFile.read("/proc/\(id)/status"), as: UTF8.self)
     let line = text.split(separator: "\n").first { $0.hasPrefix("\(field):") }
-    guard let kilobytes = line?.split(whereSeparator: { $0 == " " || $0 == "\t" }).dropFirst().first.flatMap({ Int($0) })
+    guard
+      let kilobytes = line?.split(whereSeparator: { $0 == " " || $0 == "\t" }).dropFirst().first.flatMap({ Int($0) })
     else { throw TestFailure("/proc/\(id)/status has no \(field)") }
     return kilobytes << 10
   }

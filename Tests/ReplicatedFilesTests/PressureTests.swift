@@ -74,10 +74,11 @@ struct PressureTests {
         cable[keyPath: side].bytesPerSecond = rate
       }
     }
-    let writers = try Writers("\(pair.one.mountPoint)/disk.img", for: .seconds(4))
+    let writers = try Writers("\(pair.one.mountPoint)/disk.img", for: .seconds(2))
     writers.join()
     #expect(writers.acknowledged.allSatisfy { $0 > 0 })
-    #expect(counts(in: "\(pair.two.backing)/disk.img") == writers.acknowledged, "acknowledged, and not on the other node")
+    #expect(
+      counts(in: "\(pair.two.backing)/disk.img") == writers.acknowledged, "acknowledged, and not on the other node")
     try shell("sync $1/disk.img", [pair.one.mountPoint])
     #expect(pair.one.engine.report().policy == .both(session))
     #expect(try pair.differences() == "")
@@ -106,7 +107,8 @@ struct PressureTests {
       writers.join()
       // Node 2 hears the end itself, and both meet again by themselves.
       let session = try pair.one.connected()
-      #expect(try pair.two.expect("connected") { if case .connected(session, _) = $0 { session } else { nil } } == session)
+      #expect(
+        try pair.two.expect("connected") { if case .connected(session, _) = $0 { session } else { nil } } == session)
       try pair.resync(source: pair.one, target: pair.two, session)
       #expect(try pair.differences() == "")
     }
@@ -150,7 +152,9 @@ struct PressureTests {
         close(file)
       }
     }
-    let policy = try engine.expect("sessionLost") { if case .sessionLost(_, let policy, _) = $0 { policy } else { nil } }
+    let policy = try engine.expect("sessionLost") {
+      if case .sessionLost(_, let policy, _) = $0 { policy } else { nil }
+    }
     let frozen = monotonicNow() - start
     #expect(policy == .frozen)
     #expect(frozen > .seconds(9) && frozen < .seconds(12), "\(frozen)")
@@ -159,5 +163,43 @@ struct PressureTests {
     let most = try engine.residentBytes("VmHWM")
     #expect(most < 256 << 20, "\(most >> 20) MiB")
     print("engine: \(idle >> 20) MiB idle, \(most >> 20) MiB at most, \(frozen) frozen")
+  }
+
+  /// A target that takes long to make its tree like the source's takes nothing meanwhile. The guest goes on, and what it writes does
+  /// not pile up: the copy reads it later.
+  @Test func aTargetThatIsBusyPilesUpNothing() throws {
+    let (pair, relay) = try relayed()
+    defer {
+      pair.end()
+      relay.remove()
+    }
+    let session = try pair.connect()
+    try pair.one.mount()
+    pair.one.tell(.setPolicy(.alone))
+    try pair.two.accept(session)
+    let (map, isBusy) = ("\(pair.two.folder)/intents", Flag())
+    HostCalls.setFaultHook { label, path in
+      guard label == "intents.create", path == map else { return nil }
+      isBusy.set()
+      usleep(1_500_000)
+      return nil
+    }
+    defer { HostCalls.setFaultHook(nil) }
+    pair.one.tell(.startResync(session, comparesEverything: false))
+    for _ in 0..<500 where !isBusy.isSet { usleep(10_000) }
+    let path = "\(pair.one.mountPoint)/disk.img"
+    var most = 0
+    for round in 0..<4 {
+      try shell("head -c $2 /dev/urandom | dd of=$1 bs=1M conv=notrunc status=none", [path, "\(Self.diskBytes)"])
+      most = max(most, pair.one.engine.state.withLock { $0.session?.queuedBytes ?? 0 })
+      #expect(round > 0 || pair.one.engine.state.withLock { $0.session } != nil)
+    }
+    // Its length changes, so what is written behind the old end is sent.
+    try shell("truncate -s 1M $1; head -c 3000000 /dev/urandom >> $1; echo new > $1.new", [path])
+    #expect(isBusy.isSet && most < 1 << 20, "\(most) bytes wait for a target that takes nothing")
+    try pair.one.expect("resyncCopied") { if case .resyncCopied = $0 { true } else { nil } }
+    try pair.one.barrier(session)
+    pair.one.tell(.setPolicy(.both(session)))
+    #expect(try pair.differences() == "")
   }
 }

@@ -54,19 +54,31 @@ final class SweepGuest: Sendable {
   }
 
   private static func contents(_ number: Int, _ version: UInt64) -> [UInt8] {
-    let word = [UInt64(number), version].flatMap { value in (0..<8).map { UInt8(truncatingIfNeeded: value >> ($0 * 8)) } }
-    return Array(repeatElement(word, count: blockBytes / 16).joined())
+    [UInt8](unsafeUninitializedCapacity: blockBytes) { buffer, count in
+      let words = UnsafeMutableRawBufferPointer(buffer)
+      words.storeBytes(of: UInt64(number), as: UInt64.self)
+      words.storeBytes(of: version, toByteOffset: 8, as: UInt64.self)
+      for filled in [16, 32, 64, 128, 256, 512, 1024, 2048] {
+        if let start = words.baseAddress { memcpy(start + filled, start, filled) }
+      }
+      count = blockBytes
+    }
   }
 
   /// The versions in it. Throws if a block is torn or lies at another place.
   private static func read(_ backing: String) throws -> [UInt64] {
     let bytes = try DurableFile.read("\(backing)/disk")
     guard bytes.count == blocks * blockBytes else { throw TestFailure("\(backing)/disk has \(bytes.count) bytes") }
-    return try (0..<blocks).map { number in
-      let block = bytes[number * blockBytes..<(number + 1) * blockBytes]
-      let version = (0..<8).reduce(UInt64(0)) { $0 | UInt64(block[block.startIndex + 8 + $1]) << ($1 * 8) }
-      guard Array(block) == contents(number, version) else { throw TestFailure("block \(number) of \(backing) is torn") }
-      return version
+    return try bytes.withUnsafeBytes { whole in
+      try (0..<blocks).map { number in
+        let block = UnsafeRawBufferPointer(rebasing: whole[number * blockBytes..<(number + 1) * blockBytes])
+        let version = block.load(fromByteOffset: 8, as: UInt64.self)
+        // The same sixteen bytes over and over.
+        guard let start = block.baseAddress, block.load(as: UInt64.self) == UInt64(number),
+          memcmp(start, start + 16, blockBytes - 16) == 0
+        else { throw TestFailure("block \(number) of \(backing) is torn") }
+        return version
+      }
     }
   }
 
@@ -117,7 +129,9 @@ final class SweepGuest: Sendable {
       }
       let bytes = Array(zip(range, versions).map { Self.contents($0, $1) }.joined())
       guard goesOn(pwrite(file, bytes, bytes.count, off_t(first * Self.blockBytes)), bytes.count) else { return }
-      state.withLock { state in for (number, version) in zip(range, versions) { state.blocks[number].acknowledged = version } }
+      state.withLock { state in
+        for (number, version) in zip(range, versions) { state.blocks[number].acknowledged = version }
+      }
       guard step % 12 == 11 else { continue }
       // What this thread has written so far is flushed; the other half's may be.
       let acknowledged = state.withLock { state in state.blocks.map(\.acknowledged) }
@@ -160,7 +174,8 @@ final class SweepGuest: Sendable {
       { Int(mkfifo("\(own).p", 0o600)) }, { Int(rename("\(own).b", "\(own).d/r")) },
       { Int(fsetxattr(second, "user.a", &zeros, 20, 0)) }, { Int(fremovexattr(second, "user.a")) },
       { Int(fsetxattr(second, "user.b", &zeros, 10, 0)) }, { Int(fchmod(second, 0o640)) },
-      { Int(fchown(second, 7, 8)) }, { Int(ftruncate(second, 50_000)) }, { Int(posix_fallocate(second, 0, 200_000)) == 0 ? 0 : -1 },
+      { Int(fchown(second, 7, 8)) }, { Int(ftruncate(second, 50_000)) },
+      { Int(posix_fallocate(second, 0, 200_000)) == 0 ? 0 : -1 },
       { Int(futimens(second, times)) }, { Int(unlink("\(own).p")) }, { Int(unlink("\(own).h")) },
       { Int(unlink("\(own).l")) },
     ]
@@ -176,7 +191,8 @@ final class SweepGuest: Sendable {
     for (number, block) in blocks.enumerated() {
       let least = keepsAcknowledged ? block.acknowledged : block.flushed
       guard (least...block.attempted).contains(found[number]) else {
-        throw TestFailure("block \(number) of \(backing): version \(found[number]), allowed \(least) to \(block.attempted)")
+        throw TestFailure(
+          "block \(number) of \(backing): version \(found[number]), allowed \(least) to \(block.attempted)")
       }
     }
     for (name, text) in files {

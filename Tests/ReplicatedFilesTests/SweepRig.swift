@@ -39,7 +39,9 @@ struct CrashPoint: Hashable, Sendable, CustomStringConvertible {
 /// writer at the beginning of every run.
 final class SweepRig {
   /// Something this run waits for will not come: a node stands still, or gave its session up.
-  struct Interrupted: Error {}
+  struct Interrupted: Error { let why: String }
+  /// Times a resync is begun again after its fault.
+  private static let attemptsMax = 10
 
   private let folder: String
   private let port: Int
@@ -49,7 +51,8 @@ final class SweepRig {
 
   init(seed: UInt64) throws {
     self.seed = seed
-    folder = "/tmp/vmha-sweep-\(getpid())-\(randomUInt64() % 1_000_000)"
+    // Memory: what is durable is so at once, and a run takes no longer on a busy disk.
+    folder = "/dev/shm/vmha-sweep-\(getpid())-\(randomUInt64() % 1_000_000)"
     port = Pair.nextPort.add(1, ordering: .relaxed).newValue
     mkdir(folder, 0o755)
     try Pair.makeCertificates(folder)
@@ -104,7 +107,8 @@ final class SweepRig {
     engines[node].end()
     umount2(mountPoint(node), 2)
     try shell(
-      "for i in $(seq 50); do umount $1 2> /dev/null && break; sleep 0.02; done; mount $2 $1", [home(node), devices[node]])
+      "for i in $(seq 50); do umount $1 2> /dev/null && break; sleep 0.02; done; mount $2 $1; touch $1/alive",
+      [home(node), devices[node]])
   }
 
   /// The first event of this kind, and everything before it taken away.
@@ -120,14 +124,14 @@ final class SweepRig {
             return value
           }
           switch event {
-          case .sessionLost, .failed: throw Interrupted()
+          case .sessionLost, .failed: throw Interrupted(why: "node \(node), \(what): \(event)")
           default: continue
           }
         }
         return nil
       }
       if let found { return found }
-      if engines.contains(where: \.isStopped) { throw Interrupted() }
+      if engines.contains(where: \.isStopped) { throw Interrupted(why: "a node stands still") }
       guard monotonicNow() < end else {
         throw TestFailure("node \(node): no \(what); \(engines[node].events.withLock { $0 })")
       }
@@ -243,12 +247,14 @@ final class SweepRig {
       }
       guest.stop()
       guest.join()
-      for node in point.what == .bothCut ? [0, 1] : [victim] {
-        let isFaulty = point.phase == .resync && node == victim
-        try boot(node, isFaulty ? fault : "none", isArmed: isFaulty)
-      }
     }
     do {
+      if outcome == .stopped {
+        for node in point.what == .bothCut ? [other, victim] : [victim] {
+          let isFaulty = point.phase == .resync && node == victim
+          try boot(node, isFaulty ? fault : "none", isArmed: isFaulty)
+        }
+      }
       try resync(source, to: target)
     } catch is Interrupted {
       wasMet = true
@@ -281,14 +287,26 @@ final class SweepRig {
 
   /// The resync met the fault: after a power cut, or in the same processes, it is done again, and to its end.
   private func again(_ victim: Int, _ source: Int, _ target: Int) throws {
-    if engines[victim].isStopped {
-      try cutPower(victim)
-      try boot(victim)
+    for attempt in 1... {
+      if engines[victim].isStopped {
+        try cutPower(victim)
+        try boot(victim)
+      } else if engines[victim].saw({ if case .failed("configure", _) = $0 { true } else { false } }) {
+        // It could not begin: vmhad starts it again.
+        engines[victim].end()
+        try boot(victim)
+      }
+      for engine in engines { engine.tell(.endSession) }
+      // The copy that was given up ends by itself.
+      usleep(100_000)
+      forget()
+      do {
+        try resync(source, to: target)
+        return
+      } catch let error as Interrupted {
+        if attempt == Self.attemptsMax { throw error }
+      }
     }
-    for engine in engines { engine.tell(.endSession) }
-    usleep(100_000)
-    forget()
-    try resync(source, to: target)
   }
 
   private func judge(_ guest: SweepGuest, on nodes: [Int], keepsAcknowledged: Bool) throws {

@@ -1,0 +1,32 @@
+import HostSystem
+import Glibc
+import Model
+import Replication
+
+/// What bounds the memory of a resync beside the copy's own window.
+extension Mirror {
+  /// Bytes of a manifest that may wait for the link.
+  static let manifestQueueBytesMax = 32 << 20
+
+  /// Under the lock: whether a write need not be sent. It keeps what piles up for a target that is busy with its tree small.
+  func isLeftToCopy(_ request: GuestRequest, _ token: AcknowledgeMachine.Token, _ state: inout State) -> Bool {
+    guard let size = state.copy?.leftToCopy[request.file], let range = request.intent, range.upperBound <= size,
+      !state.unmirrored.contains(request.file)
+    else { return false }
+    return state.machine.leaveToCopy(token)
+  }
+
+  /// The guest's changes wait meanwhile, so not for long.
+  func awaitManifestRoom(_ session: PeerSession) throws(EngineError) {
+    guard !session.hasEnded else { throw EngineError(.link, "the session was lost") }
+    guard session.queuedBytes > Self.manifestQueueBytesMax else { return }
+    session.push()
+    let deadline = monotonicNow() + Engine.acknowledgeStallMax
+    while session.queuedBytes > Self.manifestQueueBytesMax {
+      guard !session.hasEnded, monotonicNow() < deadline else {
+        throw EngineError(.link, "the peer takes the list of files too slowly")
+      }
+      usleep(1000)
+    }
+  }
+}
