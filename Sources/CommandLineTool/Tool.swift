@@ -119,7 +119,8 @@ struct VMHA: ParsableCommand {
       5 not done in time, 6 the copies differ (verify). See vmha(8).
       """,
     subcommands: [
-      StatusCommand.self, StartCommand.self, StopCommand.self, SwapCommand.self, WhyCommand.self, LogCommand.self, AddCommand.self,
+      StatusCommand.self, StartCommand.self, StopCommand.self, SwapCommand.self, WhyCommand.self, LogCommand.self,
+      AddCommand.self,
       RemoveCommand.self, VerifyCommand.self, ResolveCommand.self, BranchCommand.self, ClusterCommand.self,
       DrillCommand.self, VersionCommand.self,
     ])

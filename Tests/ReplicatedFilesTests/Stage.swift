@@ -1,7 +1,10 @@
 import CPosixCalls
 import Glibc
 import HostSystem
+import Model
 import Synchronization
+
+@testable import ReplicatedFiles
 
 /// A pair of engines, the mount of one of them, and a plain folder beside it, in which the same is done.
 final class Stage: @unchecked Sendable {
