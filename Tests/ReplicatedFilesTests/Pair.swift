@@ -232,7 +232,7 @@ final class Pair: @unchecked Sendable {
       cd "$1" && for d in "$1" "$2"; do cd "$d" || exit 1
         find . -printf '%P %y %m %U %G %n %l\\n' | sort > "$3/list.$(basename $(dirname $d))"
         find . -type f -exec sha256sum {} + | sort -k2 >> "$3/list.$(basename $(dirname $d))"
-        find . -print0 | sort -z | xargs -0 getfattr -h -d -m - 2>/dev/null | grep -v '^$' \
+        find . -print0 | sort -z | xargs -0 getfattr -h -d -m - 2>/dev/null | grep -av '^$' \
           >> "$3/list.$(basename $(dirname $d))" || true
       done; diff "$3/list.n1" "$3/list.n2" | head -40
       """
