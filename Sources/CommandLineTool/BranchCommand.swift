@@ -49,21 +49,26 @@ struct BranchListCommand: ToolCommand {
   }
 }
 
+/// Which archived branch a command is about.
+struct ArchivedBranchName: ParsableArguments {
+  @Argument(help: ArgumentHelp("Name of the VM.", valueName: "vm"))
+  var name: String
+  @Argument(help: ArgumentHelp("The branch, 16 hexadecimal digits.", valueName: "branch"))
+  var branch: String
+}
+
 struct BranchExportCommand: ToolCommand {
   static let configuration = CommandConfiguration(
     commandName: "export", abstract: "Write an archived branch into a new folder, its files as they were.",
     discussion: "On the node that keeps it (vmha branch list). The branch stays in the archive.")
 
   @OptionGroup var common: CommonOptions
-  @Argument(help: ArgumentHelp("Name of the VM.", valueName: "vm"))
-  var name: String
-  @Argument(help: ArgumentHelp("The branch, 16 hexadecimal digits.", valueName: "branch"))
-  var branch: String
+  @OptionGroup var archived: ArchivedBranchName
   @Argument(help: ArgumentHelp("Absolute path of a folder that is not there yet.", valueName: "folder"))
   var folder: String
 
   func execute(_ tool: Tool) async throws -> ExitStatus {
-    let operation = try await tool.client.exportBranch(name, branch, to: folder)
+    let operation = try await tool.client.exportBranch(archived.name, archived.branch, to: folder)
     try await OperationProgress(tool: tool, isQuiet: common.quiet).follow(operation)
     return .success
   }
@@ -75,14 +80,12 @@ struct BranchDropCommand: ToolCommand {
     discussion: "On the node that keeps it (vmha branch list).")
 
   @OptionGroup var common: CommonOptions
-  @Argument(help: ArgumentHelp("Name of the VM.", valueName: "vm"))
-  var name: String
-  @Argument(help: ArgumentHelp("The branch, 16 hexadecimal digits.", valueName: "branch"))
-  var branch: String
+  @OptionGroup var archived: ArchivedBranchName
   @Flag(help: "Do not ask.")
   var yes = false
 
   func execute(_ tool: Tool) async throws -> ExitStatus {
+    let (name, branch) = (archived.name, archived.branch)
     guard let found = try await tool.client.branches(name).first(where: { $0.branch == branch }) else {
       throw ControlError(
         .refused, "there is no archived branch '\(branch)' of \(name)", why: "it is not in: vmha branch list \(name)")

@@ -70,12 +70,10 @@ struct LogCommand: ToolCommand {
 
   /// "2026-11-22 20:56:14.123  node1  vm1: copying to node2 begins [R8]".
   static func line(_ event: JournalEvent, _ console: Console) -> String {
-    let milliseconds = String(event.time.millisecondsOfSecond)
-    let fraction = String(repeating: "0", count: 3 - milliseconds.count) + milliseconds
     let colour: Colour? = event.severity == .error ? .red : event.severity == .warning ? .yellow : nil
     let mark = event.severity == .error ? "ERROR: " : event.severity == .warning ? "warning: " : ""
     let rule = event.rule.map { " [\($0)]" } ?? ""
-    return Styled("\(event.time.localDate) \(event.time.localTimeOfDay).\(fraction)", .dim).rendered(console)
+    return Styled("\(event.time.localDate) \(event.time.localTimeOfDayExact)", .dim).rendered(console)
       + "  \(event.node)  \(event.module.map { "\($0): " } ?? "")"
       + Styled(mark + event.sentence, colour).rendered(console) + rule
   }

@@ -124,7 +124,7 @@ struct WhyRendering {
       let time = max(0, event.time.milliseconds - previous.milliseconds)
       previous = max(previous, event.time)
       table.add([
-        Styled(event.time.localTimeOfDay + "." + padded(event.time.millisecondsOfSecond), .dim),
+        Styled(event.time.localTimeOfDayExact, .dim),
         Styled(time == 0 ? "" : "+\(seconds(time))"), Styled(event.node), Styled(sentence(step), colour(event)),
       ])
     }
@@ -143,12 +143,8 @@ struct WhyRendering {
   /// "0.105 s", "12.3 s".
   private func seconds(_ milliseconds: Int64) -> String {
     milliseconds < 10_000
-      ? "\(milliseconds / 1000).\(padded(Int(milliseconds % 1000))) s" : Wording.seconds(.milliseconds(milliseconds))
-  }
-
-  private func padded(_ milliseconds: Int) -> String {
-    let text = String(milliseconds)
-    return String(repeating: "0", count: max(0, 3 - text.count)) + text
+      ? "\(milliseconds / 1000).\(String(1000 + milliseconds % 1000).dropFirst()) s"
+      : Wording.seconds(.milliseconds(milliseconds))
   }
 
   /// What is not known, and what was corrected.

@@ -74,8 +74,10 @@ public struct WallTime: Sendable, Hashable, Comparable, CustomStringConvertible 
     return "\(padded(parts.tm_year + 1900, 4))-\(padded(parts.tm_mon + 1, 2))-\(padded(parts.tm_mday, 2))"
   }
 
-  /// Milliseconds within the second, 0...999.
-  public var millisecondsOfSecond: Int { Int(milliseconds - milliseconds.quotientFloored(by: 1000) * 1000) }
+  /// The same to the millisecond: `20:56:14.123`.
+  public var localTimeOfDayExact: String {
+    "\(localTimeOfDay).\(padded(Int32(milliseconds - milliseconds.quotientFloored(by: 1000) * 1000), 3))"
+  }
 
   private var localParts: tm {
     var seconds = time_t(milliseconds.quotientFloored(by: 1000))

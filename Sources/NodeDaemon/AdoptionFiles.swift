@@ -198,19 +198,9 @@ enum AdoptionFiles {
 
   /// Names in a folder, sorted; empty if it is not there.
   static func names(in path: String) throws -> [String] {
-    guard let folder = opendir(path) else {
-      if errno == ENOENT { return [] }
-      throw HostError.system("adoption.list", path: path, errno: errno)
-    }
-    defer { closedir(folder) }
-    var names: [String] = []
-    while let entry = readdir(folder) {
-      let name = withUnsafePointer(to: &entry.pointee.d_name) {
-        $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
-      }
-      if name != ".", name != ".." { names.append(name) }
-    }
-    return names.sorted()
+    do { return try folderNames(path, operation: "adoption.list").sorted() } catch let error as HostError
+      where error.errno == ENOENT
+    { return [] }
   }
 
   /// Deletes a folder with all it holds; symbolic links are deleted, not followed.

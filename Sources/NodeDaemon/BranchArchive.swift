@@ -1,9 +1,7 @@
-import CHostShims
 import FoundationEssentials
 import Glibc
 import HostSystem
 import Model
-import Replication
 
 /// What is known of one archived branch: `branch.json` beside its files (docs/on-disk-format.md).
 struct BranchRecord: Sendable, Codable, Hashable {
@@ -52,7 +50,7 @@ struct BranchArchive: Sendable {
   func list() throws -> [BranchRecord] {
     guard access(directory, F_OK) == 0 else { return [] }
     var found: [BranchRecord] = []
-    for name in try Self.names(in: directory) where !name.hasPrefix(".") {
+    for name in try folderNames(directory, operation: "branch.list") where !name.hasPrefix(".") {
       found.append(try read("\(directory)/\(name)"))
     }
     return found.sorted { ($0.archivedAt, $0.generation.number) < ($1.archivedAt, $1.generation.number) }
@@ -122,10 +120,11 @@ struct BranchArchive: Sendable {
   /// Bytes an archive of the present tree would take: about none where the file system shares them.
   func bytesNeeded(_ bytes: UInt64) throws -> UInt64 { try canShare() ? 0 : bytes }
 
-  func bytesFree() throws -> UInt64 {
+  func bytesFree() throws -> UInt64 { try Self.bytesFree(in: DurableFile.parent(of: backingDirectory)) }
+
+  private static func bytesFree(in folder: String) throws -> UInt64 {
     var answer = statvfs()
-    let place = DurableFile.parent(of: backingDirectory)
-    try HostCalls.perform("branch.space", path: place) { statvfs(place, &answer) }
+    try HostCalls.perform("branch.space", path: folder) { statvfs(folder, &answer) }
     return UInt64(answer.f_bavail) * UInt64(answer.f_frsize)
   }
 
@@ -166,9 +165,7 @@ struct BranchArchive: Sendable {
         .invalid, "branch.export", path: destination, "give an absolute path of a folder that is not there yet")
     }
     let above = DurableFile.parent(of: destination)
-    var space = statvfs()
-    try HostCalls.perform("branch.space", path: above) { statvfs(above, &space) }
-    let free = UInt64(space.f_bavail) * UInt64(space.f_frsize)
+    let free = try Self.bytesFree(in: above)
     guard free >= record.bytes else {
       throw HostError(
         .limit, "branch.export", path: destination,
@@ -200,7 +197,7 @@ struct BranchArchive: Sendable {
   }
 
   private func removeUnfinished() throws {
-    for name in try Self.names(in: directory) where name.hasPrefix(Self.unfinished) {
+    for name in try folderNames(directory, operation: "branch.list") where name.hasPrefix(Self.unfinished) {
       try Self.removeTree("\(directory)/\(name)")
     }
   }
@@ -246,30 +243,11 @@ struct BranchArchive: Sendable {
     }
   }
 
-  static func names(in folder: String) throws -> [String] {
-    guard let stream = opendir(folder) else { throw HostError.system("branch.list", path: folder, errno: errno) }
-    defer { closedir(stream) }
-    var names: [String] = []
-    while true {
-      errno = 0
-      guard let entry = readdir(stream) else {
-        if errno != 0 { throw HostError.system("branch.list", path: folder, errno: errno) }
-        return names
-      }
-      let name = withUnsafeBytes(of: &entry.pointee.d_name) { String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self) }
-      if name != ".", name != ".." { names.append(name) }
-    }
-  }
-
   /// vmha's own names for files mean nothing outside.
   private static func removeIdentities(_ root: String) throws {
     try TreeSurvey.visit(root) { path, status in
       guard status.st_mode & S_IFMT == S_IFREG else { return }
-      let file = try HostCalls.perform("branch.identity", path: path) { open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC) }
-      defer { close(file) }
-      if vmha_remove_attribute(file, FileIdentity.attribute) != 0, errno != ENODATA, errno != ENOTSUP {
-        throw HostError.system("branch.identity", path: path, errno: errno)
-      }
+      try AdoptionFiles.dropIdentity(path)
     }
   }
 }
@@ -308,6 +286,6 @@ struct TreeSurvey: Sendable, Hashable {
     try HostCalls.perform("branch.stat", path: path) { lstat(path, &status) }
     try use(path, status)
     guard status.st_mode & S_IFMT == S_IFDIR else { return }
-    for name in try BranchArchive.names(in: path) { try visit("\(path)/\(name)", use) }
+    for name in try folderNames(path, operation: "branch.list") { try visit("\(path)/\(name)", use) }
   }
 }

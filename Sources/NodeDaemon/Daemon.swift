@@ -61,7 +61,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
   /// nil = its file cannot be opened; said in the journal.
   let peerJournal: PeerJournal?
   private let lateSetup = Mutex<ClusterSetup?>(nil)
-  let isOver = Monitor(false)
+  private let isOver = Monitor(false)
 
   /// `executables` is the folder that holds vmha-replicad.
   public init(paths: HostPaths, executables: String) throws {

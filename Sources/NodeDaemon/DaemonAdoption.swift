@@ -201,7 +201,7 @@ extension Daemon {
   ) throws {
     let operations = operations
     let module = try operations.status(id).module
-    try HostThread.start(name: "adoption", stackBytes: 1 << 20) {
+    try inBackground(id, thread: "adoption", stackBytes: 1 << 20) {
       do {
         try self.inWords {
           try work { operations.progress(id, $0.sentence, done: $0.bytesDone, total: $0.bytesTotal) }
@@ -215,6 +215,16 @@ extension Daemon {
         operations.finish(id, error.message, error: error)
         self.record(.adoption, .error, "\(error.message): \(error.why ?? "")", module: module)
       }
+    }
+  }
+
+  /// Begins the work of an operation on a thread of its own, which has to finish it. Without one the operation has failed.
+  func inBackground(
+    _ id: OperationID, thread: String, stackBytes: Int, _ work: @escaping @Sendable () -> Void
+  ) throws {
+    do { try HostThread.start(name: thread, stackBytes: stackBytes, work) } catch {
+      operations.finish(id, "failed", error: ControlError(.failed, "no thread for it", why: "\(error)"))
+      throw error
     }
   }
 

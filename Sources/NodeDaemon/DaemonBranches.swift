@@ -117,7 +117,7 @@ extension Daemon {
 
   /// Looks at the copies of SPLIT modules: on a thread of its own, so that a disk that hangs holds nobody else up.
   func watchBranches() {
-    while isOver.wait(timeout: Self.reportEvery, until: { $0 ? true : nil }) == nil {
+    while !isStopping(within: Self.reportEvery) {
       var facts: [ModuleName: BranchFacts] = [:]
       for (name, runner) in snapshot().runners { facts[name] = branchFacts(runner) }
       state.withLock { if $0.branchFacts != facts { $0.branchFacts = facts } }
@@ -163,19 +163,14 @@ extension Daemon {
   private func work(
     _ operation: OperationID, _ done: String, _ body: @escaping @Sendable () throws -> Void
   ) throws {
-    do {
-      try HostThread.start(name: "branch", stackBytes: 4 << 20) {
-        do {
-          try body()
-          self.operations.finish(operation, done)
-        } catch {
-          self.operations.finish(
-            operation, "failed", error: ControlError(.failed, "it was not done", why: "\(error)", next: "repeat it"))
-        }
+    try inBackground(operation, thread: "branch", stackBytes: 4 << 20) {
+      do {
+        try body()
+        self.operations.finish(operation, done)
+      } catch {
+        self.operations.finish(
+          operation, "failed", error: ControlError(.failed, "it was not done", why: "\(error)", next: "repeat it"))
       }
-    } catch {
-      operations.finish(operation, "failed", error: ControlError(.failed, "no thread for it", why: "\(error)"))
-      throw error
     }
   }
 }

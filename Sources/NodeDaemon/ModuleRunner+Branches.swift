@@ -22,7 +22,7 @@ struct BranchNote: Sendable, Codable, Hashable {
 extension ModuleRunner {
   var archive: BranchArchive { BranchArchive(module: module, backingDirectory: configuration.backingDirectory) }
 
-  /// Behind the record. Its loss costs a date in `vmha status`, so it stops nothing.
+  /// Behind the record and all that follows from it. Its loss costs a date in `vmha status`, so it stops nothing.
   func noteBranch(_ branch: BranchID) {
     let path = surroundings.paths.branchNote(module)
     guard BranchNote.read(path)?.branch != branch else { return }

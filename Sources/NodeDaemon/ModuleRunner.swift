@@ -214,6 +214,8 @@ final class ModuleRunner: Sendable {
         return process(.persistFailed(why: "\(error)"))
       }
     }
+    // Behind the directives: a takeover does not wait for a date.
+    if let branch = new.generation?.branch, branch != old.generation?.branch { noteBranch(branch) }
     if old != new { surroundings.moduleChanged(module, from: old, to: new) }
   }
 
@@ -222,9 +224,7 @@ final class ModuleRunner: Sendable {
   /// Throws only for `persist`.
   private func execute(_ directive: CoreDirective) throws {
     switch directive {
-    case .persist(let record):
-      try store.write(record)
-      noteBranch(record.generation.branch)
+    case .persist(let record): try store.write(record)
     case .persistWish(let wish): try store.write(wish)
     case .startEngine: engine.withLock { $0 }?.start(surroundings.engineConfiguration(configuration))
     case .killEngine: engine.withLock { $0 }?.kill()

@@ -51,7 +51,7 @@ extension Mirror {
   func verify(_ request: VerifyRequest, root: Int32, report: (VerifyRun) -> Void) throws(EngineError) {
     let key = HashKey(randomUInt64(), randomUInt64())
     let hasher: BlockHasher
-    do { hasher = try BlockHasher(key: (key.first, key.second)) } catch {
+    do { hasher = try BlockHasher(key) } catch {
       throw EngineError(.busy, "no hash: \(error)")
     }
     try beginVerify(request, key, bytesTotal: try Self.dataBytes(root))

@@ -90,8 +90,6 @@ final class ReadGate: Sendable {
     for read in held { read.request.fail(Errno(ENOTCONN)) }
     _ = state.wait { $0.running == 0 ? true : nil }
   }
-
-  var heldCount: Int { state.withLock { $0.held.count } }
 }
 
 extension KernelRequest {

@@ -115,7 +115,7 @@ final class Replica: Sendable {
           .resyncCompared(differing: differing), session: session.id, sequence: frame.header.sequence))
       state.hasAnswers = true
     case .verifyBegin(let key):
-      do { state.verifyHasher = try BlockHasher(key: (key.first, key.second)) } catch { throw .diverged("\(error)") }
+      do { state.verifyHasher = try BlockHasher(key) } catch { throw .diverged("\(error)") }
     case .verify(let file, let question):
       guard let hasher = state.verifyHasher, let answer = try state.tree?.verify(file, question, hasher) else {
         throw .diverged("a question came before the beginning of a verification")
@@ -154,7 +154,7 @@ final class Replica: Sendable {
     try tree.adopt(manifest)
     state.tree = tree
     guard !manifest.identityOnly else { return }
-    do { state.hasher = try BlockHasher(key: (manifest.key.first, manifest.key.second)) } catch {
+    do { state.hasher = try BlockHasher(manifest.key) } catch {
       throw .diverged("\(error)")
     }
     answer(contents, session)

@@ -110,12 +110,7 @@ extension TreeWalk {
   }
 
   private static func entry(_ object: Int32, _ path: TreePath) throws(EngineError) -> TreeEntry {
-    let found: FoundObject
-    do throws(Errno) {
-      let status = try Backing.status(object)
-      let target = status.st_mode & S_IFMT == S_IFLNK ? LinkTarget(try Backing.linkTarget(object)) : nil
-      found = FoundObject(path: path, descriptor: object, status: status, target: target)
-    } catch { throw unreadable(path, error) }
+    let found = try described(object, path)
     return TreeEntry(found, attributes: try extendedAttributes(found))
   }
 }

@@ -85,14 +85,7 @@ enum TreeWalk {
       throw unreadable(path, error)
     }
     do throws(EngineError) {
-      let found: FoundObject
-      do throws(Errno) {
-        let status = try Backing.status(object)
-        let isLink = status.st_mode & S_IFMT == S_IFLNK
-        found = FoundObject(
-          path: path, descriptor: object, status: status,
-          target: isLink ? LinkTarget(try Backing.linkTarget(object)) : nil)
-      } catch { throw unreadable(path, error) }
+      let found = try described(object, path)
       guard found.status.st_dev == walk.device else {
         throw EngineError(
           .backing, "\(path) is another file system mounted below the backing directory: unmount it there first")
@@ -102,6 +95,16 @@ enum TreeWalk {
       close(object)
       throw error
     }
+  }
+
+  static func described(_ object: Int32, _ path: TreePath) throws(EngineError) -> FoundObject {
+    do throws(Errno) {
+      let status = try Backing.status(object)
+      let isLink = status.st_mode & S_IFMT == S_IFLNK
+      return FoundObject(
+        path: path, descriptor: object, status: status,
+        target: isLink ? LinkTarget(try Backing.linkTarget(object)) : nil)
+    } catch { throw unreadable(path, error) }
   }
 
   static func unreadable(_ path: TreePath, _ error: Errno) -> EngineError {

@@ -41,7 +41,7 @@ import Testing
         """, path)
     }
 
-    var names: [String] { (try? BranchArchive.names(in: archive.directory).sorted()) ?? [] }
+    var names: [String] { (try? folderNames(archive.directory, operation: "test").sorted()) ?? [] }
   }
 
   @Test func aBranchComesOutAsItWas() throws {

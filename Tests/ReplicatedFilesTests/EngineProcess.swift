@@ -59,19 +59,7 @@ final class EngineProcess: @unchecked Sendable {
   func expect<Value>(
     _ what: String, within timeout: Duration = .seconds(20), _ match: @escaping (EngineEvent) -> Value?
   ) throws -> Value {
-    let found: Value? = events.wait(timeout: timeout) { list in
-      for (index, event) in list.enumerated() {
-        if let value = match(event) {
-          list.removeFirst(index + 1)
-          return value
-        }
-      }
-      return nil
-    }
-    guard let found else {
-      throw TestFailure("process \(id): no \(what) within \(timeout); events: \(events.withLock { $0 })")
-    }
-    return found
+    try events.take(what, of: "process \(id)", within: timeout, match)
   }
 
   func saw(_ match: (EngineEvent) -> Bool) -> Bool { events.withLock { $0.contains(where: match) } }

@@ -19,6 +19,27 @@ final class Flag: Sendable {
   func set() { value.store(true, ordering: .releasing) }
 }
 
+extension Monitor<[EngineEvent]> {
+  /// Waits for an event and takes everything up to it.
+  func take<Found>(
+    _ what: String, of engine: String, within timeout: Duration, _ match: @escaping (EngineEvent) -> Found?
+  ) throws -> Found {
+    let found: Found? = wait(timeout: timeout) { list in
+      for (index, event) in list.enumerated() {
+        if let value = match(event) {
+          list.removeFirst(index + 1)
+          return value
+        }
+      }
+      return nil
+    }
+    guard let found else {
+      throw TestFailure("\(engine): no \(what) within \(timeout); events: \(withLock { $0 })")
+    }
+    return found
+  }
+}
+
 /// One engine, driven as vmhad would, with its events on record.
 final class Side: @unchecked Sendable {
   let node: NodeID
@@ -44,19 +65,7 @@ final class Side: @unchecked Sendable {
   func expect<Value>(
     _ what: String, within timeout: Duration = .seconds(20), _ match: @escaping (EngineEvent) -> Value?
   ) throws -> Value {
-    let found: Value? = events.wait(timeout: timeout) { list in
-      for (index, event) in list.enumerated() {
-        if let value = match(event) {
-          list.removeFirst(index + 1)
-          return value
-        }
-      }
-      return nil
-    }
-    guard let found else {
-      throw TestFailure("\(node): no \(what) within \(timeout); events: \(events.withLock { $0 })")
-    }
-    return found
+    try events.take(what, of: "\(node)", within: timeout, match)
   }
 
   func connected() throws -> SessionID {

@@ -114,7 +114,7 @@ final class SweepGuest: Sendable {
   }
 
   private func writeBlocks(_ half: Int, steps: Int) {
-    var random = SeededRandom(seed &+ UInt64(half))
+    var random = Dice(seed: seed &+ UInt64(half))
     let file = open("\(folder)/disk", O_RDWR)
     defer { close(file) }
     for step in 0..<steps {
@@ -199,18 +199,5 @@ final class SweepGuest: Sendable {
       let bytes = try DurableFile.read("\(backing)/names/\(name)")
       guard bytes == Array(text.utf8) else { throw TestFailure("\(backing)/names/\(name) has other contents") }
     }
-  }
-}
-
-/// SplitMix64: the same numbers for the same seed.
-struct SeededRandom: RandomNumberGenerator {
-  private var state: UInt64
-  init(_ seed: UInt64) { state = seed }
-  mutating func next() -> UInt64 {
-    state &+= 0x9E37_79B9_7F4A_7C15
-    var word = state
-    word = (word ^ (word >> 30)) &* 0xBF58_476D_1CE4_E5B9
-    word = (word ^ (word >> 27)) &* 0x94D0_49BB_1331_11EB
-    return word ^ (word >> 31)
   }
 }

@@ -22,7 +22,7 @@ struct SweepTests {
   @Test func everyCall() throws {
     let isWhole = getenv("VMHA_SWEEP") != nil
     let seed = getenv("VMHA_SEED").flatMap { UInt64(String(cString: $0)) } ?? randomUInt64() % 1_000_000
-    var random = SeededRandom(seed)
+    var random = Dice(seed: seed)
     let rig = try SweepRig(seed: seed)
     defer { rig.end() }
     let met = try rig.record()
