@@ -41,6 +41,7 @@ let package = Package(
     .systemLibrary(name: "CLibxml2", pkgConfig: "libxml-2.0", providers: [.apt(["libxml2-dev"])]),
     .systemLibrary(name: "COpenSSL", pkgConfig: "openssl", providers: [.apt(["libssl-dev"])]),
     .target(name: "CHostShims"),
+    .target(name: "CKeeper"),
 
     // Pure: no I/O, no clock, no random source of their own
     module("Model"),
@@ -53,7 +54,7 @@ let package = Package(
     module("SecureLinks", ["Model", "HostSystem", "COpenSSL"]),
     module("ModuleConfig", ["Model", "HostSystem", "CLibxml2"]),
     module("VirtualMachines", ["Model", "HostSystem", "ModuleConfig", "CLibvirt", "CLibxml2"]),
-    module("ReplicatedFiles", ["Model", "Replication", "HostSystem", "SecureLinks", "CFuse3"]),
+    module("ReplicatedFiles", ["Model", "Replication", "HostSystem", "SecureLinks", "CFuse3", "CKeeper"]),
 
     // Surface
     module("ControlAPI", ["Model", "HostSystem"]),
@@ -93,7 +94,7 @@ let package = Package(
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ], swiftSettings: strict),
     .executableTarget(
-      name: "vmha-replicad", dependencies: ["ReplicatedFiles", "HostSystem", "Model"], swiftSettings: strict),
+      name: "vmha-replicad", dependencies: ["ReplicatedFiles", "HostSystem", "Model", "CKeeper"], swiftSettings: strict),
 
     tests("HostSystem", ["Model"]),
     tests("SecureLinks", ["Model", "HostSystem", "COpenSSL"]),
@@ -105,7 +106,9 @@ let package = Package(
     .target(name: "CPosixCalls", path: "Tests/CPosixCalls"),
     tests(
       "ReplicatedFiles",
-      ["Model", "Replication", "HostSystem", "SecureLinks", "CFuse3", "CPosixCalls", "vmha-faulty-engine"]),
+      [
+        "Model", "Replication", "HostSystem", "SecureLinks", "CFuse3", "CKeeper", "CPosixCalls", "vmha-faulty-engine",
+      ]),
     .executableTarget(
       name: "vmha-faulty-engine", dependencies: ["ReplicatedFiles", "HostSystem", "Model"], path: "Tests/FaultyEngine",
       swiftSettings: strict),

@@ -75,6 +75,21 @@ static inline int vmha_reply_create(fuse_req_t request, uint64_t node, const str
   return fuse_reply_iov(request, &part, 1);
 }
 
+// Linux 6.9; the headers of Debian 12 do not know it. The kernel hands out again what it has no answer to.
+enum { VMHA_NOTIFY_RESEND = 7, VMHA_HAS_RESEND = 1 << 7 /* in flags2 */ };
+
+static inline int vmha_init_offers_resend(const void *request, size_t length) {
+  struct { struct fuse_in_header head; struct fuse_init_in body; } in;
+  if (length < sizeof in) return 0;
+  memcpy(&in, request, sizeof in);
+  return in.head.opcode == FUSE_INIT && (in.body.flags & FUSE_INIT_EXT) && (in.body.flags2 & VMHA_HAS_RESEND);
+}
+
+static inline int vmha_ask_for_repetition(int device) {
+  struct fuse_out_header notice = {.len = sizeof notice, .error = VMHA_NOTIFY_RESEND, .unique = 0};
+  return write(device, &notice, sizeof notice) == sizeof notice ? 0 : -1;
+}
+
 // The C library shows what follows only with _GNU_SOURCE, and with that its own types would no longer be the ones Swift
 // knows; so the kernel is called directly.
 static inline off_t vmha_seek_data(int fd, off_t from) { return lseek(fd, from, 3 /* SEEK_DATA */); }

@@ -35,7 +35,7 @@ extension MirrorModule {
     }
   }
 
-  private mutating func engineIsReady(_ report: EngineReport) {
+  mutating func engineIsReady(_ report: EngineReport) {
     engineReady = true
     engineStarting = false
     isMounted = report.isMounted

@@ -156,6 +156,7 @@ public struct MirrorModule: Sendable, Codable, Hashable {
     case .peerBeat(let beat): peerBeat = beat
     case .engine(let event): engineSaid(event)
     case .engineGone(let why): engineGone(why)
+    case .engineReplaced(let report, let why): engineReplaced(report, why)
     case .peerMessage(let session, let message): peerSaid(message, in: session)
     case .guestStarted, .guestStartFailed, .guestOff, .guestPaused, .guestResumed, .guestStuck: guestSaid(event)
     case .branchArchived(let branch): archived(branch)

@@ -171,6 +171,9 @@ public enum Event: Sendable, Codable, Hashable {
   case peerBeat(PeerBeat)
   case engine(EngineEvent)
   case engineGone(why: String)
+  /// The engine died under its mount, or made room, and another one goes on with it: frozen, in no session. What the old one was
+  /// told and had not answered is lost.
+  case engineReplaced(EngineReport, why: String)
   case peerMessage(SessionID, PeerMessage)
   case guestStarted
   case guestStartFailed(why: String)

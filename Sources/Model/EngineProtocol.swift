@@ -142,6 +142,7 @@ public struct ResyncProgress: Codable, Sendable, Hashable {
 
 /// What an engine is doing now; lets a restarted vmhad take a running engine over.
 public struct EngineReport: Codable, Sendable, Hashable {
+  /// Whose death ends the engine for good: its keeper, if it has one.
   public var processID: Int32
   public var role: EngineRole
   public var policy: AcknowledgePolicy
@@ -162,6 +163,8 @@ public struct EngineReport: Codable, Sendable, Hashable {
   public var link: String?
   /// Number of the mount's FUSE connection in /sys/fs/fuse/connections, for aborting a hung mount.
   public var fuseConnection: UInt32?
+  /// The guest does not notice a crash of the engine (Linux 6.9 or newer); nil = not mounted.
+  public var mountOutlivesCrash: Bool?
   /// The guest's reads wait, too (`readsHeld`); nil = an engine that does not hold them.
   public var areReadsHeld: Bool?
   public init(processID: Int32, role: EngineRole, policy: AcknowledgePolicy) {

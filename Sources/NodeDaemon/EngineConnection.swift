@@ -6,37 +6,47 @@ import Synchronization
 
 /// One module's engine process as vmhad sees it: found or started, spoken to, and missed when it goes.
 ///
-/// The engine outlives vmhad, so `start` first looks for one that runs already. `onEvent` and `onGone` are called on the
-/// link's own thread, in order; `onGone` only for an engine that went unasked.
+/// The engine outlives vmhad, so `start` first looks for one that runs already. `onEvent`, `onReplaced` and `onGone` are called
+/// on the link's own thread, in order; `onReplaced` for an engine whose mount another one goes on with, `onGone` only for one
+/// that went unasked.
 final class EngineConnection: Sendable {
   static let startTimeout: Duration = .seconds(15)
+  /// An engine that died under its mount is replaced by its keeper within this time, or counts as gone. Below the 30 s after
+  /// which a guest's disk driver gives up, with room for what follows.
+  static let replaceTimeout: Duration = .seconds(10)
   private static let lookEvery: Duration = .milliseconds(20)
 
   private struct State {
     var channel: LineChannel?
+    /// To an engine that has not reported yet: nothing that was meant for the one before it may reach it.
+    var joining: LineChannel?
     var processID: Int32?
     /// Its end was asked for: not news.
     var isLeaving = false
     var isBusy = false
     /// A start asked for while the previous engine is still going.
     var next: EngineConfiguration?
+    /// What the engine was told last.
+    var configuration: EngineConfiguration?
   }
 
   private let paths: HostPaths
   private let module: ModuleName
   private let launcher: EngineLauncher
   private let onEvent: @Sendable (EngineEvent) -> Void
+  private let onReplaced: @Sendable (EngineReport, String) -> Void
   private let onGone: @Sendable (String) -> Void
   private let state = Mutex(State())
 
   init(
     paths: HostPaths, module: ModuleName, launcher: EngineLauncher, onEvent: @escaping @Sendable (EngineEvent) -> Void,
-    onGone: @escaping @Sendable (String) -> Void
+    onReplaced: @escaping @Sendable (EngineReport, String) -> Void, onGone: @escaping @Sendable (String) -> Void
   ) {
     self.paths = paths
     self.module = module
     self.launcher = launcher
     self.onEvent = onEvent
+    self.onReplaced = onReplaced
     self.onGone = onGone
   }
 
@@ -49,6 +59,7 @@ final class EngineConnection: Sendable {
       }
       state.isBusy = true
       state.isLeaving = false
+      state.configuration = configuration
       return true
     }
     guard mine else { return }
@@ -63,6 +74,7 @@ final class EngineConnection: Sendable {
   func send(_ command: EngineCommand) {
     let channel = state.withLock { state -> LineChannel? in
       if case .exit = command { state.isLeaving = true }
+      if case .configure(let configuration) = command { state.configuration = configuration }
       return state.channel
     }
     // A broken channel is noticed by its reader, which tells the core: nothing is lost by not saying it twice.
@@ -82,15 +94,16 @@ final class EngineConnection: Sendable {
 
   /// Lets go of the engine without ending it: vmhad stops, the guest goes on.
   func detach() {
-    let channel = state.withLock { state in
+    let channels = state.withLock { state in
       state.isLeaving = true
-      return state.channel
+      return [state.channel, state.joining]
     }
-    channel?.close()
+    for channel in channels { channel?.close() }
   }
 
   private func run(_ configuration: EngineConfiguration) {
     var why = "its connection was closed"
+    var hasServed = false
     let deadline = monotonicNow() + Self.startTimeout
     while true {
       // An engine that was started here and says nothing is broken; one that was found may be the killed one before.
@@ -106,6 +119,7 @@ final class EngineConnection: Sendable {
         try channel.send(EngineCommand.configure(configuration))
         while let event = try channel.receive(EngineEvent.self) {
           isFinal = true
+          hasServed = true
           onEvent(event)
         }
         why = "its connection was closed"
@@ -115,6 +129,7 @@ final class EngineConnection: Sendable {
       state.withLock { $0.channel?.close() }
       usleep(UInt32(Self.lookEvery.milliseconds * 1000))
     }
+    if hasServed { why = serveSuccessors(why) }
     let (leaving, next) = state.withLock { state in
       state.channel?.close()
       state.channel = nil
@@ -125,6 +140,51 @@ final class EngineConnection: Sendable {
     }
     if let next { return start(next) }
     if !leaving { onGone(why) }
+  }
+
+  /// As long as a keeper starts another engine under the mount of one that died. Answers why there is none any more.
+  private func serveSuccessors(_ firstWhy: String) -> String {
+    var why = firstWhy
+    while let (channel, report) = successor() {
+      onReplaced(report, why)
+      do {
+        while let event = try channel.receive(EngineEvent.self) { onEvent(event) }
+        why = "its connection was closed"
+      } catch { why = "\(error)" }
+      channel.close()
+    }
+    return why
+  }
+
+  /// The keeper's socket outlives its engines: it takes the connection at once, and the next engine answers it.
+  private func successor() -> (LineChannel, EngineReport)? {
+    let deadline = monotonicNow() + Self.replaceTimeout
+    while true {
+      guard let configuration = state.withLock({ $0.isLeaving ? nil : $0.configuration }),
+        let channel = try? LineChannel.connect(path: paths.engineSocket(module))
+      else { return nil }
+      state.withLock { $0.joining = channel }
+      defer { state.withLock { $0.joining = nil } }
+      do {
+        try channel.send(EngineCommand.configure(configuration))
+        while let event = try channel.receive(EngineEvent.self, timeout: deadline - monotonicNow()) {
+          guard case .ready(let report) = event else { continue }
+          guard report.isMounted else { return nil }
+          state.withLock { $0.channel = channel }
+          return (channel, report)
+        }
+      } catch let error as HostError where error.code == .timedOut {
+        // Neither here nor gone: it must not come back to what the core gives up now.
+        let process = state.withLock { $0.isLeaving ? nil : $0.processID }
+        if let process, process > 1 { Glibc.kill(process, SIGKILL) }
+        return nil
+      } catch {
+        // It died as well: its keeper may start another one.
+      }
+      channel.close()
+      guard monotonicNow() < deadline else { return nil }
+      usleep(UInt32(Self.lookEvery.milliseconds * 1000))
+    }
   }
 
   /// `isStarted`: none was there.

@@ -63,7 +63,9 @@ final class ModuleRunner: Sendable {
     self.worker.withLock { $0 = worker }
     let link = EngineConnection(
       paths: surroundings.paths, module: module, launcher: surroundings.launcher,
-      onEvent: { [weak self] in self?.engineSaid($0) }, onGone: { [weak self] in self?.push(.engineGone(why: $0)) })
+      onEvent: { [weak self] in self?.engineSaid($0) },
+      onReplaced: { [weak self] report, why in self?.engineReplaced(report, why) },
+      onGone: { [weak self] in self?.push(.engineGone(why: $0)) })
     engine.withLock { $0 = link }
     keeper.connect { [weak self] in self?.push($0) }
   }
@@ -186,7 +188,7 @@ final class ModuleRunner: Sendable {
 
   private func engineSaid(_ event: EngineEvent) {
     switch event {
-    case .ready(let report): state.withLock { $0.engineReport = report }
+    case .ready(let report): take(report)
     case .message(let session, let bytes):
       guard let message = try? JSONDecoder().decode(PeerMessage.self, from: Data(bytes)) else {
         // A peer that sends what this version does not know: the session cannot go on.
@@ -198,6 +200,27 @@ final class ModuleRunner: Sendable {
     default: break
     }
     push(.engine(event))
+  }
+
+  private func engineReplaced(_ report: EngineReport, _ why: String) {
+    take(report)
+    push(.engineReplaced(report, why: why))
+  }
+
+  private func take(_ report: EngineReport) {
+    let isNews = state.withLock { state in
+      let isWorse = report.mountOutlivesCrash == false && state.engineReport?.mountOutlivesCrash != false
+      state.engineReport = report
+      return isWorse
+    }
+    if isNews {
+      surroundings.journal(
+        .notice,
+        Reason(
+          "a crash of this mount's engine would move the module to the other node: surviving it needs Linux 6.9 or newer"
+        ),
+        module: module)
+    }
   }
 
   private func process(_ event: CoreEvent) {

@@ -15,8 +15,6 @@ public final class ControlServer: Sendable {
     let event: EngineEvent
   }
 
-  /// Held until the process is gone, its last write included.
-  private let lock: Int32
   private let listener: Int32
   private let current = Mutex<LineChannel?>(nil)
   private let engineBox = Mutex<Engine?>(nil)
@@ -25,23 +23,40 @@ public final class ControlServer: Sendable {
   /// How long a new engine waits for the one before it to be gone.
   static let predecessorTimeout: Duration = .seconds(12)
 
-  /// Listens at `path` (mode 0600) and starts an engine that waits to be configured. Only one process does so at a time, held by a
-  /// lock on `PATH.lock`: a killed engine that still hangs in a write could land it on top of a later resync.
-  public init(path: String) throws {
-    lock = try Self.lock("\(path).lock")
-    listener = try UnixSocket.listen(path: path)
+  /// A listening socket, and a lock that is held until the last process with the descriptor is gone, its last write included.
+  public struct Place: Sendable {
+    public let listener: Int32
+    public let lock: Int32
+    public init(listener: Int32, lock: Int32) {
+      self.listener = listener
+      self.lock = lock
+    }
+  }
+
+  /// Listens at `path` (mode 0600). Only one engine does so at a time, held by a lock on `PATH.lock`: a killed engine that still
+  /// hangs in a write could land it on top of a later resync.
+  public static func open(path: String) throws -> Place {
+    let lock = try lock("\(path).lock")
+    return Place(listener: try UnixSocket.listen(path: path), lock: lock)
+  }
+
+  /// Starts an engine that waits to be configured through connections to `place`.
+  public init(_ place: Place, kept: Kept, endsWithProcess: Bool) throws {
+    listener = place.listener
     outgoing = try Worker(name: "events", eventsMax: Self.eventsWaitingMax) { item in
       do { try item.channel.send(item.event) } catch {
         Log.note("control connection: \(error)")
         item.channel.close()
       }
     }
-    let engine = try Engine { [weak self] event in self?.emit(event) }
+    let engine = try Engine(kept: kept, endsWithProcess: endsWithProcess) { [weak self] event in self?.emit(event) }
     engineBox.withLock { $0 = engine }
   }
 
   private static func lock(_ path: String) throws -> Int32 {
-    let file = try HostCalls.perform("engine.lock", path: path) { open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0o600) }
+    let file = try HostCalls.perform("engine.lock", path: path) {
+      Glibc.open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
+    }
     let deadline = monotonicNow() + predecessorTimeout
     while flock(file, LOCK_EX | LOCK_NB) != 0 {
       guard errno == EWOULDBLOCK || errno == EINTR, monotonicNow() < deadline else {

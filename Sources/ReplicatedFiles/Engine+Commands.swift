@@ -90,6 +90,7 @@ extension Engine {
         state.replica = replica
         state.intents = intents
       }
+      goOn(configuration, root)
     }
     let revision = state.withLock { state in
       // The same again changes nothing, so that a restarted vmhad does not disturb the links.
@@ -98,6 +99,8 @@ extension Engine {
       return state.revision
     }
     connector?.use(Connector.Settings(configuration: configuration, revision: revision))
+    // An engine that goes on with a mount reports at once whether its reads wait.
+    watchReads()
   }
 
   private func endSession() {
@@ -147,36 +150,82 @@ extension Engine {
     replica?.stop()
     try mirror.reset(becomesReplica: false)
     state.withLock { $0.mirroredSession = nil }
-    let copy = dup(root.number)
-    guard copy >= 0 else { throw EngineError(.backing, "cannot keep the backing directory open: \(Errno.last)") }
-    let server: FileServer
-    let gate = ReadGate(until: monotonicNow() + configuration.suspendAfter)
-    do throws(Errno) { server = try FileServer(root: copy, sink: mirror, gate: gate) } catch {
-      close(copy)
-      throw EngineError(.backing, "cannot read \(configuration.backingDirectory): \(error)")
-    }
+    let server = try makeServer(configuration, root, readsUntil: monotonicNow() + configuration.suspendAfter)
     let mount: FuseMount
     do {
       mount = try FuseMount(
         module: configuration.module.text, mountPoint: configuration.mountPoint, server: server,
-        whenEnded: { [weak self] in self?.mountEnded() })
+        endsWithProcess: endsWithProcess, whenEnded: { [weak self] in self?.mountEnded() })
     } catch {
       server.closeAll()
       throw error
     }
+    do { try serve(mount, server) } catch {
+      kept.giveUp()
+      throw error
+    }
+    Log.note("mounted \(configuration.mountPoint), FUSE connection \(mount.connection.map(String.init) ?? "unknown")")
+    if !mount.outlivesProcess {
+      Log.note("a crash of this engine will end the mount: that needs Linux 6.9 or newer, and a keeper")
+    }
+    emit(.mounted(fuseConnection: mount.connection))
+  }
+
+  private func makeServer(
+    _ configuration: EngineConfiguration, _ root: OwnedDescriptor, readsUntil: Instant
+  ) throws(EngineError) -> FileServer {
+    let copy = dup(root.number)
+    guard copy >= 0 else { throw EngineError(.backing, "cannot keep the backing directory open: \(Errno.last)") }
+    kept.readsUntil = readsUntil
+    let gate = ReadGate(until: readsUntil)
+    do throws(Errno) { return try FileServer(root: copy, sink: mirror, gate: gate, kept: kept) } catch {
+      close(copy)
+      throw EngineError(.backing, "cannot read \(configuration.backingDirectory): \(error)")
+    }
+  }
+
+  private func serve(_ mount: FuseMount, _ server: FileServer) throws(EngineError) {
     mirror.attach(server)
     do { try state.withLock({ $0.intents })?.prepare() } catch { Log.note("\(error)") }
     try mount.start()
     state.withLock { $0.mounted = Mounted(mount: mount, server: server) }
-    Log.note("mounted \(configuration.mountPoint), FUSE connection \(mount.connection.map(String.init) ?? "unknown")")
-    emit(.mounted(fuseConnection: mount.connection))
+  }
+
+  /// The engine before this one died under its mount: serves it on, frozen, in no session. The guest sees nothing but a delay.
+  /// Where that cannot be, both end, as on a kernel that knows no repetition.
+  private func goOn(_ configuration: EngineConfiguration, _ root: OwnedDescriptor) {
+    guard let inherited = kept.inherited(), !isMounted else { return }
+    do {
+      guard inherited.mountPoint == configuration.mountPoint else {
+        throw EngineError(.state, "it is mounted on \(inherited.mountPoint)")
+      }
+      // R2: what was left of the reads' lease, by the same clock; never more than a whole term.
+      let term = monotonicNow() + configuration.suspendAfter
+      let server = try makeServer(configuration, root, readsUntil: min(kept.readsUntil, term))
+      try server.adopt()
+      mirror.followOther()
+      let mount = try FuseMount(
+        device: inherited.device, mountPoint: inherited.mountPoint, initRequest: inherited.initRequest, server: server,
+        whenEnded: { [weak self] in self?.mountEnded() })
+      try serve(mount, server)
+      Log.note("goes on with \(inherited.mountPoint) as engine number \(kept.era)")
+    } catch {
+      Log.note("cannot go on with \(inherited.mountPoint): \(error); it ends with this engine")
+      kept.giveUp()
+      if let connection = kept.connection { FuseConnections.abort(connection) }
+      Glibc.exit(70)
+    }
   }
 
   private func unmount(force: Bool) throws {
     guard let mounted = state.withLock({ $0.mounted }) else { return emit(.unmounted) }
     state.withLock { $0.isUnmounting = true }
     defer { state.withLock { $0.isUnmounting = false } }
-    if force { mirror.beginTearDown() }
+    if force {
+      // First: a guest that must lose its disk does not get it back from another engine.
+      kept.giveUp()
+      mirror.beginTearDown()
+    }
     do {
       try mounted.mount.unmount(force: force)
     } catch {
@@ -197,6 +246,7 @@ extension Engine {
     mounted.server.gate.close()
     mounted.server.closeAll()
     mounted.mount.destroy()
+    kept.ended()
     state.withLock { $0.mounted = nil }
     Log.note("unmounted \(mounted.mount.mountPoint)")
   }
@@ -338,9 +388,28 @@ extension Engine {
     }
     connector?.want(false)
     if let session { _ = end(session.id, saying: "the engine exits") }
+    kept.giveUp()
     do { try unmount(force: true) } catch { Log.note("\(error)") }
     Log.note("exits, as told")
     Glibc.exit(0)
+  }
+
+  /// How long a guest's requests may take to be answered before another engine goes on with what is not.
+  static let makeRoomTimeout: Duration = .seconds(2)
+
+  /// For SIGUSR2: makes room for an engine of the program that is installed now. A mount stays: the keeper starts the next engine
+  /// under it. Answers why not.
+  public func makeRoom() -> String? {
+    commands.withLock { _ in
+      if isMounted, !kept.isAdoptable { return "the mount would end with it; swap or stop the module first" }
+      if !mirror.drain(within: Self.makeRoomTimeout) { Log.note("requests wait; the next engine gets them") }
+      let session = state.withLock { $0.session }
+      connector?.want(false)
+      if let session { _ = end(session.id, saying: "the engine is replaced") }
+      Log.note("makes room for the next engine")
+      // As in a crash, at a better moment: nothing is unmounted, nobody waits for other threads.
+      Glibc._exit(0)
+    }
   }
 
   /// For SIGTERM: leaves only if nobody uses the mount. Answers why not.

@@ -19,13 +19,13 @@ extension Engine {
       let now = monotonicNow()
       // The policy is read under this lock: whoever comes last has the latest one.
       switch mirror.policy {
-      case .alone, .resyncing, .settling: gate.setLease(ReadGate.always)
+      case .alone, .resyncing, .settling: set(gate, ReadGate.always)
       case .both(let id):
         guard let session, session.id == id else { break }
-        gate.setLease(now + (configuration.suspendAfter - session.silence(now)))
+        set(gate, now + (configuration.suspendAfter - session.silence(now)))
       case .frozen:
         // What was left when the session went; never more than a whole term.
-        if gate.lease > now + configuration.suspendAfter { gate.setLease(now + configuration.suspendAfter) }
+        if gate.lease > now + configuration.suspendAfter { set(gate, now + configuration.suspendAfter) }
       }
       let areHeld = !gate.isOpen
       guard areHeld != watch.areHeld else { return }
@@ -33,6 +33,12 @@ extension Engine {
       Log.note(areHeld ? "reads are held: the peer is not heard and nothing is acknowledged" : "reads are served again")
       emit(areHeld ? .readsHeld : .readsReleased)
     }
+  }
+
+  /// Kept first: should this process die in between, the next one may serve no read that this one would have held.
+  private func set(_ gate: ReadGate, _ end: Instant) {
+    kept.readsUntil = end
+    gate.setLease(end)
   }
 
   var areReadsHeld: Bool { readWatch.withLock { $0.areHeld } }

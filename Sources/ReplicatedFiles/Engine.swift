@@ -48,6 +48,9 @@ public final class Engine: Sendable {
   /// One command at a time, whoever it comes from.
   let commands = Mutex(())
   let mirror: Mirror
+  let kept: Kept
+  /// The mount ends with this process, as with kernels before 6.9.
+  let endsWithProcess: Bool
   let readWatch = Mutex(ReadWatch())
   private let clearInterval: Duration
   private let connectorBox = Mutex<Connector?>(nil)
@@ -55,7 +58,13 @@ public final class Engine: Sendable {
 
   /// `emit` is called from any thread and must not block. A zone that was not written for one to two `clearInterval`s is
   /// cleared from the write-intent map (R3).
-  public init(clearInterval: Duration = .seconds(5), emit: @escaping @Sendable (EngineEvent) -> Void) throws {
+  /// `kept`: what outlives this process; nil = nothing does.
+  public init(
+    kept: Kept? = nil, endsWithProcess: Bool = false, clearInterval: Duration = .seconds(5),
+    emit: @escaping @Sendable (EngineEvent) -> Void
+  ) throws {
+    self.kept = try kept ?? Kept()
+    self.endsWithProcess = endsWithProcess
     self.clearInterval = clearInterval
     emitter = emit
     let target = Weak()
@@ -99,7 +108,7 @@ public final class Engine: Sendable {
     return state.withLock { state in
       let replicaSession = state.replica?.session
       let role: EngineRole = state.mounted != nil ? .primary : (replicaSession != nil ? .replica : .idle)
-      var report = EngineReport(processID: getpid(), role: role, policy: policy)
+      var report = EngineReport(processID: kept.process, role: role, policy: policy)
       report.session = state.session?.id
       report.isMounted = state.mounted != nil
       report.resync = state.resync
@@ -111,6 +120,7 @@ public final class Engine: Sendable {
       report.bytesMarked = state.intents?.bytesMarked
       report.link = state.session?.link
       report.fuseConnection = state.mounted?.mount.connection
+      report.mountOutlivesCrash = state.mounted.map { $0.mount.outlivesProcess && kept.isAdoptable }
       report.areReadsHeld = areHeld
       return report
     }

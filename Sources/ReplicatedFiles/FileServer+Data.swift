@@ -7,48 +7,65 @@ extension FileServer {
   /// A write is sent while it is applied, so what this file system would refuse is refused, or cut, before: a write that fails
   /// ends the session and counts as a broken disk.
   func write(
-    _ request: KernelRequest, _ number: UInt64, descriptor: Int32, bytes: UnsafeRawBufferPointer, offset: off_t,
-    caller: Caller
+    _ request: KernelRequest, _ number: UInt64, bytes: UnsafeRawBufferPointer, offset: off_t, caller: Caller
   ) {
     guard !bytes.isEmpty else { return answer(request, .written(0)) }
     guard offset >= 0, UInt64(offset) < fileBytesMax else { return fail(request, Errno(EFBIG)) }
     let count = Int(min(UInt64(bytes.count), fileBytesMax - UInt64(offset)))
-    dropSetID(request, number, descriptor: descriptor, of: caller)
+    guard let file = openFile(request, number, writing: true) else { return }
+    dropSetID(request, number, descriptor: file.number, of: caller)
     let action = GuestRequest.Action.write(
-      descriptor: descriptor, offset: UInt64(offset),
+      file: file, offset: UInt64(offset),
       payload: Payload(copying: UnsafeRawBufferPointer(rebasing: bytes[..<count])))
     sink.submit(GuestRequest(request, file: fileID(number), action))
   }
 
-  func flush(_ request: KernelRequest, _ number: UInt64, descriptor: Int32, dataOnly: Bool) {
-    sink.submit(
-      GuestRequest(request, file: fileID(number), .flush(descriptor: descriptor, dataOnly: dataOnly)))
+  func flush(_ request: KernelRequest, _ number: UInt64, dataOnly: Bool) {
+    guard let file = openFile(request, number, writing: false) else { return }
+    sink.submit(GuestRequest(request, file: fileID(number), .flush(file: file, dataOnly: dataOnly)))
+  }
+
+  /// What the request needs of its file, open until it is answered. nil = it was answered with an error. In an engine that goes on
+  /// with another's mount this may be what first meets a disk that failed (R11).
+  func openFile(_ request: KernelRequest, _ number: UInt64, writing: Bool) -> OwnedDescriptor? {
+    do throws(Errno) {
+      let node = try nodes.node(number)
+      // Pipes and sockets are the kernel's.
+      guard node.isRegular || node.isFolder else { throw Errno(EINVAL) }
+      do throws(Errno) { return try node.file(writing: writing) } catch {
+        if error.isDiskFailure { sink.noteDiskError("open", Backing.pathForMessage(node.descriptor), error) }
+        throw error
+      }
+    } catch {
+      fail(request, error)
+      return nil
+    }
   }
 
   func allocate(
-    _ request: KernelRequest, _ number: UInt64, descriptor: Int32, mode: Int32, offset: off_t, length: off_t,
-    caller: Caller
+    _ request: KernelRequest, _ number: UInt64, mode: Int32, offset: off_t, length: off_t, caller: Caller
   ) {
     let mode = AllocationMode(rawValue: UInt32(bitPattern: mode))
-    guard AllocationMode.known.isSuperset(of: mode) else { return fail(request, Errno(EOPNOTSUPP)) }
+    // What moves data cannot be done twice; the kernel never asks a FUSE server for it.
+    guard AllocationMode.known.isSuperset(of: mode), !mode.movesData else { return fail(request, Errno(EOPNOTSUPP)) }
     guard offset >= 0, length > 0, UInt64(offset) + UInt64(length) <= UInt64(Int64.max) else {
       return fail(request, Errno(EINVAL))
     }
     let from = UInt64(offset)
     let count = UInt64(length)
-    dropSetID(request, number, descriptor: descriptor, of: caller)
+    guard let file = openFile(request, number, writing: true) else { return }
+    dropSetID(request, number, descriptor: file.number, of: caller)
     // One that may make the file longer, and may stop half-way, is alone in its file: see below.
     let isPlain = mode.isSubset(of: .keepSize)
-    let range = mode.movesData || mode == [] ? wholeFile : from..<(from + count)
-    let intent = from..<(mode.movesData ? UInt64.max : from + count)
-    let action = GuestRequest.Action.range(range, intent: intent) { [self] () throws(Errno) in
+    let range = mode == [] ? wholeFile : from..<(from + count)
+    let action = GuestRequest.Action.range(range, intent: from..<(from + count)) { [self] () throws(Errno) in
       do throws(Errno) {
-        try Backing.allocate(descriptor, mode: Int32(bitPattern: mode.rawValue), offset: from, length: count)
+        try Backing.allocate(file.number, mode: Int32(bitPattern: mode.rawValue), offset: from, length: count)
       } catch {
         // A full disk leaves the contents as they were; the file may have become longer.
         guard isPlain, error.isNoSpace else { throw error }
-        sink.noteDiskError("fallocate", Backing.pathForMessage(descriptor), error)
-        let size = mode == [] ? UInt64(try Backing.status(descriptor).st_size) : nil
+        sink.noteDiskError("fallocate", Backing.pathForMessage(file.number), error)
+        let size = mode == [] ? UInt64(try Backing.status(file.number).st_size) : nil
         return AppliedChange(
           operation: .setAttributes(fileID(number), AttributeChange(size: size)), reply: .error(error))
       }
@@ -78,11 +95,16 @@ extension FileServer {
     guard mask & FUSE_SET_ATTR_SIZE != 0 else {
       return sink.submit(GuestRequest(request, file: fileID(number), .name(change)))
     }
+    let resize = once(request) { [self] () throws(Errno) in
+      try recorded(request, KeptChange(kind: .resize, object: number)) { () throws(Errno) in (try change(), number) }
+    } again: { [self] _ throws(Errno) in
+      .attributes(number, try Backing.status(nodes.node(number).descriptor))
+    }
     // What is cut off or added. A write that makes the file longer at the same time has an intent of its own.
     let size = (try? Backing.status(nodes.node(number).descriptor).st_size).map { UInt64($0) } ?? wholeFile.upperBound
     let wantedSize = UInt64(max(wanted.st_size, 0))
     let intent = min(size, wantedSize)..<max(size, wantedSize)
-    sink.submit(GuestRequest(request, file: fileID(number), .range(wholeFile, intent: intent, change)))
+    sink.submit(GuestRequest(request, file: fileID(number), .range(wholeFile, intent: intent, resize)))
   }
 
   private func withoutSetID(

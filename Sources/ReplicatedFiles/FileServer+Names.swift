@@ -14,8 +14,12 @@ struct Caller: Sendable {
 
 /// Changes of names and attributes. Each is applied here first and sent only if it worked.
 extension FileServer {
-  private func change(_ request: KernelRequest, _ number: UInt64, _ body: @escaping GuestRequest.Change) {
-    sink.submit(GuestRequest(request, file: fileID(number), .name(body)))
+  /// `again` answers a request that a process before this one has carried out.
+  private func change(
+    _ request: KernelRequest, _ number: UInt64, _ body: @escaping GuestRequest.Change,
+    again: @escaping @Sendable (ChangeJournal.Outcome) throws(Errno) -> GuestReply = { _ in .done }
+  ) {
+    sink.submit(GuestRequest(request, file: fileID(number), .name(once(request, body, again: again))))
   }
 
   private func checked(_ name: [UInt8]) throws(Errno) -> FileName {
@@ -23,95 +27,119 @@ extension FileServer {
     return component
   }
 
-  func create(_ request: KernelRequest, parent: UInt64, name: [UInt8], mode: mode_t, flags: Int32, caller: Caller) {
-    change(request, parent) { [self] () throws(Errno) in
+  func create(_ request: KernelRequest, parent: UInt64, name: [UInt8], mode: mode_t, caller: Caller) {
+    let body: GuestRequest.Change = { [self] () throws(Errno) in
       let name = try checked(name)
-      let folder = try nodes.node(parent)
-      let descriptor = try Backing.create(
-        folder.descriptor, name.bytes, flags: flags & O_ACCMODE | VMHA_O_NOATIME,
-        mode: try permissions(mode, in: folder, of: caller))
-      do throws(Errno) {
+      return try made(request, parent, name, type: S_IFREG) { (folder) throws(Errno) in
+        let file = OwnedDescriptor(
+          try Backing.create(
+            folder.descriptor, name.bytes, flags: O_RDWR | VMHA_O_NOATIME,
+            mode: try permissions(mode, in: folder, of: caller)))
         let (node, status) = try adopt(folder, name, type: S_IFREG, caller: caller)
-        opened(descriptor)
-        return AppliedChange(
+        node.opened(file)
+        let change = AppliedChange(
           operation: .create(parent: fileID(parent), name: name, newObject(node, status)),
-          reply: .created(node, status, descriptor: descriptor))
-      } catch {
-        close(descriptor)
-        throw error
+          reply: .created(node, status))
+        return (change, node.number)
       }
+    }
+    change(request, parent, body) { [self] (known) throws(Errno) in
+      let (node, status) = try entry(request, known)
+      node.opened()
+      return .created(node, status)
     }
   }
 
   func makeFolder(_ request: KernelRequest, parent: UInt64, name: [UInt8], mode: mode_t, caller: Caller) {
-    change(request, parent) { [self] () throws(Errno) in
+    let body: GuestRequest.Change = { [self] () throws(Errno) in
       let name = try checked(name)
-      let folder = try nodes.node(parent)
-      try Backing.makeFolder(folder.descriptor, name.bytes, mode: try permissions(mode, in: folder, of: caller))
-      let (node, status) = try adopt(folder, name, type: S_IFDIR, caller: caller)
-      return AppliedChange(
-        operation: .makeDirectory(parent: fileID(parent), name: name, newObject(node, status)),
-        reply: .entry(node, status))
+      return try made(request, parent, name, type: S_IFDIR) { (folder) throws(Errno) in
+        try Backing.makeFolder(folder.descriptor, name.bytes, mode: try permissions(mode, in: folder, of: caller))
+        let (node, status) = try adopt(folder, name, type: S_IFDIR, caller: caller)
+        let change = AppliedChange(
+          operation: .makeDirectory(parent: fileID(parent), name: name, newObject(node, status)),
+          reply: .entry(node, status))
+        return (change, node.number)
+      }
     }
+    change(request, parent, body, again: entryAgain(request))
   }
 
   func makeNode(_ request: KernelRequest, parent: UInt64, name: [UInt8], mode: mode_t, caller: Caller) {
     let type = mode & S_IFMT
     // A device means something on one host only, and the mount would not let anyone open it.
     guard type == S_IFREG || type == S_IFIFO || type == S_IFSOCK else { return fail(request, Errno(EPERM)) }
-    change(request, parent) { [self] () throws(Errno) in
+    let body: GuestRequest.Change = { [self] () throws(Errno) in
       let name = try checked(name)
-      let folder = try nodes.node(parent)
-      try Backing.makeNode(
-        folder.descriptor, name.bytes, mode: type | (try permissions(mode, in: folder, of: caller)))
-      let (node, status) = try adopt(folder, name, type: type, caller: caller)
-      let object = newObject(node, status)
-      return AppliedChange(
-        operation: type == S_IFREG
-          ? .create(parent: fileID(parent), name: name, object)
-          : .makeNode(parent: fileID(parent), name: name, object, device: 0),
-        reply: .entry(node, status))
+      return try made(request, parent, name, type: type) { (folder) throws(Errno) in
+        try Backing.makeNode(
+          folder.descriptor, name.bytes, mode: type | (try permissions(mode, in: folder, of: caller)))
+        let (node, status) = try adopt(folder, name, type: type, caller: caller)
+        let object = newObject(node, status)
+        let change = AppliedChange(
+          operation: type == S_IFREG
+            ? .create(parent: fileID(parent), name: name, object)
+            : .makeNode(parent: fileID(parent), name: name, object, device: 0),
+          reply: .entry(node, status))
+        return (change, node.number)
+      }
     }
+    change(request, parent, body, again: entryAgain(request))
   }
 
   func makeSymlink(_ request: KernelRequest, parent: UInt64, name: [UInt8], target: [UInt8], caller: Caller) {
-    change(request, parent) { [self] () throws(Errno) in
+    let body: GuestRequest.Change = { [self] () throws(Errno) in
       let name = try checked(name)
       guard let target = LinkTarget(target) else { throw Errno(ENAMETOOLONG) }
-      let folder = try nodes.node(parent)
-      try Backing.makeSymlink(folder.descriptor, name.bytes, target: target.bytes)
-      let (node, status) = try adopt(folder, name, type: S_IFLNK, caller: caller)
-      return AppliedChange(
-        operation: .makeSymlink(parent: fileID(parent), name: name, newObject(node, status), target: target),
-        reply: .entry(node, status))
+      return try made(request, parent, name, type: S_IFLNK) { (folder) throws(Errno) in
+        try Backing.makeSymlink(folder.descriptor, name.bytes, target: target.bytes)
+        let (node, status) = try adopt(folder, name, type: S_IFLNK, caller: caller)
+        let change = AppliedChange(
+          operation: .makeSymlink(parent: fileID(parent), name: name, newObject(node, status), target: target),
+          reply: .entry(node, status))
+        return (change, node.number)
+      }
     }
+    change(request, parent, body, again: entryAgain(request))
   }
 
   func link(_ request: KernelRequest, _ number: UInt64, parent: UInt64, name: [UInt8]) {
-    change(request, parent) { [self] () throws(Errno) in
+    let body: GuestRequest.Change = { [self] () throws(Errno) in
       let name = try checked(name)
       let folder = try nodes.node(parent)
-      try Backing.makeLink(try nodes.node(number).descriptor, folder.descriptor, name.bytes)
-      let (node, status) = try nodes.remember(try Backing.lookUp(folder.descriptor, name.bytes))
-      return AppliedChange(
-        operation: .link(fileID(number), parent: fileID(parent), name: name), reply: .entry(node, status))
+      let object = try nodes.node(number)
+      guard try numberOf(name.bytes, in: folder) == nil else { throw Errno(EEXIST) }
+      let record = KeptChange(kind: .link, folder: parent, object: number, name: name.bytes)
+      return try recorded(request, record) { () throws(Errno) in
+        try Backing.makeLink(object.descriptor, folder.descriptor, name.bytes)
+        let (node, status) = try nodes.remember(try Backing.lookUp(folder.descriptor, name.bytes))
+        let change = AppliedChange(
+          operation: .link(fileID(number), parent: fileID(parent), name: name), reply: .entry(node, status))
+        return (change, node.number)
+      }
     }
+    change(request, parent, body, again: entryAgain(request))
   }
 
   func remove(_ request: KernelRequest, parent: UInt64, name: [UInt8], isFolder: Bool) {
-    change(request, parent) { [self] () throws(Errno) in
+    let body: GuestRequest.Change = { [self] () throws(Errno) in
       let name = try checked(name)
       let folder = try nodes.node(parent)
-      let object = try Backing.lookUp(folder.descriptor, name.bytes)
-      defer { close(object) }
-      let id = fileID(UInt64(try Backing.status(object).st_ino))
-      try Backing.remove(folder.descriptor, name.bytes, isFolder: isFolder)
-      return AppliedChange(
-        operation: isFolder
-          ? .removeDirectory(parent: fileID(parent), name: name, id)
-          : .unlink(parent: fileID(parent), name: name, id),
-        reply: .done)
+      let object = OwnedDescriptor(try Backing.lookUp(folder.descriptor, name.bytes))
+      let number = UInt64(try Backing.status(object.number).st_ino)
+      let record = KeptChange(kind: .remove, folder: parent, object: number, name: name.bytes)
+      return try recorded(request, record) { () throws(Errno) in
+        try losingName(object) { () throws(Errno) in
+          try Backing.remove(folder.descriptor, name.bytes, isFolder: isFolder)
+        }
+        let operation: FileOperation =
+          isFolder
+          ? .removeDirectory(parent: fileID(parent), name: name, fileID(number))
+          : .unlink(parent: fileID(parent), name: name, fileID(number))
+        return (AppliedChange(operation: operation, reply: .done), number)
+      }
     }
+    change(request, parent, body)
   }
 
   func rename(
@@ -119,42 +147,67 @@ extension FileServer {
   ) {
     let flags = RenameFlags(rawValue: flags)
     guard RenameFlags.known.isSuperset(of: flags) else { return fail(request, Errno(EINVAL)) }
-    change(request, parent) { [self] () throws(Errno) in
+    let body: GuestRequest.Change = { [self] () throws(Errno) in
       let name = try checked(name)
       let newName = try checked(newName)
-      try Backing.rename(
-        try nodes.node(parent).descriptor, name.bytes, to: try nodes.node(newParent).descriptor, newName.bytes,
-        flags: flags.rawValue)
-      return AppliedChange(
-        operation: .rename(
-          parent: fileID(parent), name: name, newParent: fileID(newParent), newName: newName, flags),
-        reply: .done)
+      let folder = try nodes.node(parent)
+      let newFolder = try nodes.node(newParent)
+      guard let number = try numberOf(name.bytes, in: folder) else { throw Errno(ENOENT) }
+      let record = KeptChange(
+        kind: .rename, folder: parent, newFolder: newParent, object: number, name: name.bytes, newName: newName.bytes)
+      return try recorded(request, record) { () throws(Errno) in
+        try replacing(newName, in: newFolder, flags) { () throws(Errno) in
+          try Backing.rename(
+            folder.descriptor, name.bytes, to: newFolder.descriptor, newName.bytes, flags: flags.rawValue)
+        }
+        let change = AppliedChange(
+          operation: .rename(
+            parent: fileID(parent), name: name, newParent: fileID(newParent), newName: newName, flags),
+          reply: .done)
+        return (change, number)
+      }
     }
+    change(request, parent, body)
   }
 
   func setExtendedAttribute(
     _ request: KernelRequest, _ number: UInt64, name: [UInt8], value: [UInt8], flags: Int32, caller: Caller
   ) {
     if name == AccessLists.ofObject { dropSetGroup(request, number, of: caller) }
-    change(request, number) { [self] () throws(Errno) in
+    let body: GuestRequest.Change = { [self] () throws(Errno) in
       guard let name = AttributeName(name) else { throw Errno(ERANGE) }
       guard !FileIdentities.isOurs(name.bytes) else { throw Errno(EPERM) }
       guard value.count <= FileOperation.attributeValueBytesMax else { throw Errno(E2BIG) }
       let node = try nodes.node(number)
-      try Backing.setAttribute(node.descriptor, name.bytes, value, flags: flags)
-      return AppliedChange(
-        operation: .setExtendedAttribute(fileID(number), name: name, value: value), reply: .done)
+      func apply() throws(Errno) -> AppliedChange {
+        try Backing.setAttribute(node.descriptor, name.bytes, value, flags: flags)
+        return AppliedChange(
+          operation: .setExtendedAttribute(fileID(number), name: name, value: value), reply: .done)
+      }
+      // Setting the same again is harmless, unless it must not be there.
+      guard flags & Int32(XATTR_CREATE) != 0 else { return try apply() }
+      guard try !hasAttribute(node, name.bytes) else { throw Errno(EEXIST) }
+      let record = KeptChange(kind: .addAttribute, object: number, name: name.bytes)
+      return try recorded(request, record) { () throws(Errno) in (try apply(), number) }
     }
+    change(request, number, body)
   }
 
   func removeExtendedAttribute(_ request: KernelRequest, _ number: UInt64, name: [UInt8]) {
-    change(request, number) { [self] () throws(Errno) in
+    let body: GuestRequest.Change = { [self] () throws(Errno) in
       guard let name = AttributeName(name) else { throw Errno(ERANGE) }
       guard !FileIdentities.isOurs(name.bytes) else { throw Errno(EPERM) }
       let node = try nodes.node(number)
-      try Backing.removeAttribute(node.descriptor, name.bytes)
-      return AppliedChange(operation: .removeExtendedAttribute(fileID(number), name: name), reply: .done)
+      func apply() throws(Errno) -> AppliedChange {
+        try Backing.removeAttribute(node.descriptor, name.bytes)
+        return AppliedChange(operation: .removeExtendedAttribute(fileID(number), name: name), reply: .done)
+      }
+      // Refused, or for an access list that is not there: no change, as often as one likes.
+      guard try hasAttribute(node, name.bytes) else { return try apply() }
+      let record = KeptChange(kind: .removeAttribute, object: number, name: name.bytes)
+      return try recorded(request, record) { () throws(Errno) in (try apply(), number) }
     }
+    change(request, number, body)
   }
 
   // MARK: new objects

@@ -7,9 +7,14 @@ import Replication
 extension FileServer {
   func lookUp(_ request: KernelRequest, parent: UInt64, name: [UInt8]) {
     do throws(Errno) {
+      if request.isRepeated, let known = changes.outcome(request.unique) {
+        let node = try nodes.node(known.object)
+        return answer(request, .entry(node, try Backing.status(node.descriptor)))
+      }
       guard let component = FileName(name) else { throw Errno(name.count > FileName.bytesMax ? ENAMETOOLONG : EINVAL) }
       let folder = try nodes.node(parent)
       let (node, status) = try nodes.remember(try Backing.lookUp(folder.descriptor, component.bytes))
+      changes.lookedUp(request.unique, node.number)
       answer(request, .entry(node, status))
     } catch { fail(request, error) }
   }
@@ -33,83 +38,70 @@ extension FileServer {
       let node = try nodes.node(number)
       guard node.isRegular else { throw Errno(EPERM) }
       // O_DIRECT would need aligned buffers; appending is the kernel's work; truncating comes as a request of its own.
-      let stripped = flags & O_ACCMODE
-      let descriptor = try Backing.reopen(node.descriptor, flags: stripped)
-      opened(descriptor)
-      if vmha_reply_open(request.raw, UInt64(descriptor)) == -ENOENT { closed(descriptor) }
+      _ = try node.file(writing: flags & O_ACCMODE != O_RDONLY)
+      node.opened()
+      if vmha_reply_open(request.raw, 0) == -ENOENT { node.closed() }
     } catch { fail(request, error) }
   }
 
   func read(
-    _ request: KernelRequest, descriptor: Int32, size: Int, offset: off_t, buffer: UnsafeMutableRawBufferPointer
+    _ request: KernelRequest, _ number: UInt64, size: Int, offset: off_t, buffer: UnsafeMutableRawBufferPointer
   ) {
-    guard gate.isOpen else {
-      return hold(request, descriptor: descriptor, size: min(size, buffer.count), offset: offset)
-    }
-    serve(request, descriptor, offset, UnsafeMutableRawBufferPointer(rebasing: buffer[..<min(size, buffer.count)]))
+    guard let file = openFile(request, number, writing: false) else { return }
+    let count = min(size, buffer.count)
+    guard gate.isOpen else { return hold(request, file, size: count, offset: offset) }
+    serve(request, file, offset, UnsafeMutableRawBufferPointer(rebasing: buffer[..<count]))
   }
 
   /// The file stays open until this is answered: its user waits for it.
-  private func hold(_ request: KernelRequest, descriptor: Int32, size: Int, offset: off_t) {
+  private func hold(_ request: KernelRequest, _ file: OwnedDescriptor, size: Int, offset: off_t) {
     gate.pass(
       ReadGate.Read(request: request) { [self] in
         let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: size, alignment: 4096)
         defer { buffer.deallocate() }
-        serve(request, descriptor, offset, buffer)
+        serve(request, file, offset, buffer)
       })
   }
 
   private func serve(
-    _ request: KernelRequest, _ descriptor: Int32, _ offset: off_t, _ part: UnsafeMutableRawBufferPointer
+    _ request: KernelRequest, _ file: OwnedDescriptor, _ offset: off_t, _ part: UnsafeMutableRawBufferPointer
   ) {
     do throws(Errno) {
       guard offset >= 0 else { throw Errno(EINVAL) }
-      let count = try Backing.readAll(descriptor, into: part, at: UInt64(offset))
+      let count = try Backing.readAll(file.number, into: part, at: UInt64(offset))
       fuse_reply_buf(request.raw, part.baseAddress?.assumingMemoryBound(to: CChar.self), count)
     } catch {
-      if error.isDiskFailure { sink.noteDiskError("read", Backing.pathForMessage(descriptor), error) }
+      if error.isDiskFailure { sink.noteDiskError("read", Backing.pathForMessage(file.number), error) }
       fail(request, error)
     }
   }
 
-  func release(_ request: KernelRequest, descriptor: Int32) {
-    closed(descriptor)
+  /// Of a file or a folder. After a repetition the count is too low, which costs another open.
+  func release(_ request: KernelRequest, _ number: UInt64) {
+    (try? nodes.node(number))?.closed()
     fuse_reply_err(request.raw, 0)
   }
 
   func openFolder(_ request: KernelRequest, _ number: UInt64, info: UnsafeMutablePointer<fuse_file_info>) {
     do throws(Errno) {
-      let descriptor = try Backing.reopen(try nodes.node(number).descriptor, flags: O_RDONLY | O_DIRECTORY)
-      guard let stream = fdopendir(descriptor) else {
-        let error = Errno.last
-        close(descriptor)
-        throw error
-      }
-      let handle = DirectoryStream(stream).handle()
-      openedFolder(handle)
-      info.pointee.fh = handle
-      if fuse_reply_open(request.raw, info) == -ENOENT { endFolder(handle) }
+      let node = try nodes.node(number)
+      guard node.isFolder else { throw Errno(ENOTDIR) }
+      _ = try node.stream()
+      node.opened()
+      info.pointee.fh = 0
+      if fuse_reply_open(request.raw, info) == -ENOENT { node.closed() }
     } catch { fail(request, error) }
   }
 
+  /// Offsets are the file system's own, which mean the same to every open folder.
   func readFolder(
-    _ request: KernelRequest, handle: UInt64, size: Int, offset: off_t, buffer: UnsafeMutableRawBufferPointer
+    _ request: KernelRequest, _ number: UInt64, size: Int, offset: off_t, buffer: UnsafeMutableRawBufferPointer
   ) {
     do throws(Errno) {
-      guard let stream = DirectoryStream.borrow(handle) else { throw Errno(EBADF) }
       let part = UnsafeMutableRawBufferPointer(rebasing: buffer[..<min(size, buffer.count)])
-      let used = try stream.fill(part, from: offset, request: request.raw)
+      let used = try nodes.node(number).stream().fill(part, from: offset, request: request.raw)
       fuse_reply_buf(request.raw, part.baseAddress?.assumingMemoryBound(to: CChar.self), used)
     } catch { fail(request, error) }
-  }
-
-  func releaseFolder(_ request: KernelRequest, handle: UInt64) {
-    endFolder(handle)
-    fuse_reply_err(request.raw, 0)
-  }
-
-  private func endFolder(_ handle: UInt64) {
-    if closedFolder(handle) { DirectoryStream.take(handle)?.end() }
   }
 
   func statistics(_ request: KernelRequest, _ number: UInt64) {
@@ -167,9 +159,11 @@ extension FileServer {
     } catch { fail(request, error) }
   }
 
-  func seek(_ request: KernelRequest, descriptor: Int32, offset: off_t, whence: Int32) {
+  /// Holes and data only: positions are the kernel's.
+  func seek(_ request: KernelRequest, _ number: UInt64, offset: off_t, whence: Int32) {
     do throws(Errno) {
-      fuse_reply_lseek(request.raw, try retrying { lseek(descriptor, offset, whence) })
+      let file = try nodes.node(number).file(writing: false)
+      fuse_reply_lseek(request.raw, try retrying { lseek(file.number, offset, whence) })
     } catch { fail(request, error) }
   }
 }

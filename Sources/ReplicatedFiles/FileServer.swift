@@ -17,52 +17,34 @@ protocol GuestRequestSink: Sendable {
 final class FileServer: Sendable {
   let nodes: NodeTable
   let sink: any GuestRequestSink
+  let kept: Kept
+  let changes: ChangeJournal
   /// The longest file the backing file system takes.
   let fileBytesMax: UInt64
   let gate: ReadGate
-  /// Data descriptors and directory streams that are open, so that a forced unmount can close them.
-  private let handles = Mutex(Set<Int32>())
-  private let folders = Mutex(Set<UInt64>())
+  /// The answer to the INIT request of a connection that is gone on with is not for the kernel.
+  let isMute = Atomic<Bool>(false)
 
-  init(root: Int32, sink: any GuestRequestSink, gate: ReadGate) throws(Errno) {
+  init(root: Int32, sink: any GuestRequestSink, gate: ReadGate, kept: Kept) throws(Errno) {
     fileBytesMax = Backing.fileBytesMax(root)
-    nodes = try NodeTable(root: root)
+    nodes = try NodeTable(root: root, kept: kept)
     self.sink = sink
     self.gate = gate
+    self.kept = kept
+    changes = ChangeJournal(kept)
   }
 
   func fileID(_ number: UInt64) -> FileID { FileID(rawValue: number) }
 
-  func opened(_ descriptor: Int32) { handles.withLock { _ = $0.insert(descriptor) } }
-  func closed(_ descriptor: Int32) {
-    guard handles.withLock({ $0.remove(descriptor) }) != nil else { return }
-    close(descriptor)
-  }
-  func openedFolder(_ handle: UInt64) { folders.withLock { _ = $0.insert(handle) } }
-  func closedFolder(_ handle: UInt64) -> Bool { folders.withLock { $0.remove(handle) } != nil }
-
-  /// Open data handles; a folder being listed counts too.
-  var openCount: Int { handles.withLock { $0.count } + folders.withLock { $0.count } }
+  /// Open files, as far as this process has seen; a folder being listed counts too.
+  var openCount: Int { nodes.openCount }
 
   /// After the kernel's connection is gone and every request is answered.
-  func closeAll() {
-    let open = handles.withLock { set in
-      let all = set
-      set = []
-      return all
-    }
-    for descriptor in open { close(descriptor) }
-    let streams = folders.withLock { set in
-      let all = set
-      set = []
-      return all
-    }
-    for handle in streams { DirectoryStream.take(handle)?.end() }
-    nodes.closeAll()
-  }
+  func closeAll() { nodes.closeAll() }
 
   func dispose(_ node: Node) {
     if let status = try? Backing.status(node.descriptor), status.st_nlink == 0 {
+      kept.drop(node.number)
       sink.forgotten(fileID(node.number), descriptor: node.descriptor)
     } else {
       close(node.descriptor)
@@ -75,6 +57,8 @@ final class FileServer: Sendable {
 
   /// Answers the kernel. Never called twice for one request.
   func answer(_ request: KernelRequest, _ reply: GuestReply) {
+    // It repeats nothing it has an answer to.
+    defer { changes.forget(request.unique) }
     switch reply {
     case .done: fuse_reply_err(request.raw, 0)
     case .error(let error): fuse_reply_err(request.raw, error.code)
@@ -91,10 +75,10 @@ final class FileServer: Sendable {
       entry.entry_timeout = Double(kernelCacheSeconds)
       // The kernel gave the request up: it will never forget what it never got.
       if fuse_reply_entry(request.raw, &entry) == -ENOENT { forget(node.number, count: 1) }
-    case .created(let node, var status, let descriptor):
-      let code = vmha_reply_create(request.raw, node.number, &status, kernelCacheSeconds, UInt64(descriptor))
+    case .created(let node, var status):
+      let code = vmha_reply_create(request.raw, node.number, &status, kernelCacheSeconds, 0)
       if code == -ENOENT {
-        closed(descriptor)
+        node.closed()
         forget(node.number, count: 1)
       }
     }
@@ -105,23 +89,23 @@ final class FileServer: Sendable {
   }
 }
 
-/// A directory being listed; its address is the kernel's handle.
+/// A folder being listed, by all who list it.
 final class DirectoryStream: @unchecked Sendable {
   private let stream: OpaquePointer
   private let lock = Mutex(())
 
-  init(_ stream: OpaquePointer) { self.stream = stream }
-
-  func handle() -> UInt64 { UInt64(UInt(bitPattern: Unmanaged.passRetained(self).toOpaque())) }
-  static func borrow(_ handle: UInt64) -> DirectoryStream? {
-    UnsafeRawPointer(bitPattern: UInt(handle)).map { Unmanaged<DirectoryStream>.fromOpaque($0).takeUnretainedValue() }
+  /// `folder` is borrowed: an O_PATH descriptor.
+  init(_ folder: Int32) throws(Errno) {
+    let descriptor = try Backing.reopen(folder, flags: O_RDONLY | O_DIRECTORY)
+    guard let stream = fdopendir(descriptor) else {
+      let error = Errno.last
+      close(descriptor)
+      throw error
+    }
+    self.stream = stream
   }
-  static func take(_ handle: UInt64) -> DirectoryStream? {
-    UnsafeRawPointer(bitPattern: UInt(handle)).map { Unmanaged<DirectoryStream>.fromOpaque($0).takeRetainedValue() }
-  }
 
-  var descriptor: Int32 { dirfd(stream) }
-  func end() { closedir(stream) }
+  deinit { closedir(stream) }
 
   /// Fills `buffer` with entries from `offset` on, as libfuse packs them; answers the bytes used.
   func fill(_ buffer: UnsafeMutableRawBufferPointer, from offset: off_t, request: fuse_req_t) throws(Errno) -> Int {

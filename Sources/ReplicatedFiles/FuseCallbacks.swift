@@ -29,11 +29,26 @@ private func bytes(_ text: UnsafePointer<CChar>?) -> [UInt8] {
   return Array(UnsafeRawBufferPointer(start: text, count: strlen(text)))
 }
 
+/// The kernel's number of the request this thread is at: libfuse does not tell.
+private let numberKey: pthread_key_t = {
+  var key = pthread_key_t()
+  let code = pthread_key_create(&key, nil)
+  precondition(code == 0, "no thread-local storage left")
+  return key
+}()
+
+/// Before a request, as read from the kernel, is processed on this thread.
+func noteRequest(_ bytes: UnsafeMutableRawBufferPointer) {
+  let number = bytes.loadUnaligned(as: fuse_in_header.self).unique
+  pthread_setspecific(numberKey, UnsafeRawPointer(bitPattern: UInt(number)))
+}
+
 /// Runs `body` with the server a request belongs to.
 @inline(__always)
 private func serve(_ raw: fuse_req_t?, _ body: (FileServer, KernelRequest) -> Void) {
   guard let raw, let user = fuse_req_userdata(raw) else { return }
-  Unmanaged<FileServer>.fromOpaque(user)._withUnsafeGuaranteedRef { body($0, KernelRequest(raw: raw)) }
+  let request = KernelRequest(raw: raw, number: UInt64(UInt(bitPattern: pthread_getspecific(numberKey))))
+  Unmanaged<FileServer>.fromOpaque(user)._withUnsafeGuaranteedRef { body($0, request) }
 }
 
 private func caller(_ request: KernelRequest) -> Caller {
@@ -41,11 +56,8 @@ private func caller(_ request: KernelRequest) -> Caller {
   return Caller(user: context.pointee.uid, group: context.pointee.gid, umask: context.pointee.umask)
 }
 
-private func descriptor(_ info: UnsafeMutablePointer<fuse_file_info>?) -> Int32 {
-  Int32(truncatingIfNeeded: info?.pointee.fh ?? UInt64.max)
-}
-
-/// What the kernel is promised at the start of a mount.
+/// What the kernel is promised at the start of a mount, for as long as it lasts. An engine that goes on with a mount is asked the
+/// same question and must give the same answer: a change here needs a new VMHA_KEPT_VERSION.
 private func negotiate(_ connection: UnsafeMutablePointer<fuse_conn_info>) {
   var wanted = connection.pointee.want | connection.pointee.capable & UInt32(FUSE_CAP_ASYNC_DIO)
   // Access control lists are enforced by the kernel; then the umask is ours to apply, because a folder's default list replaces it.
@@ -88,36 +100,35 @@ private func addReads(_ table: inout fuse_lowlevel_ops) {
   table.getattr = { raw, number, _ in serve(raw) { $0.getAttributes($1, UInt64(number)) } }
   table.readlink = { raw, number in serve(raw) { $0.readLink($1, UInt64(number)) } }
   table.open = { raw, number, info in serve(raw) { $0.open($1, UInt64(number), flags: info?.pointee.flags ?? 0) } }
-  table.read = { raw, _, size, offset, info in
-    serve(raw) { $0.read($1, descriptor: descriptor(info), size: size, offset: offset, buffer: scratch()) }
+  table.read = { raw, number, size, offset, _ in
+    serve(raw) { $0.read($1, UInt64(number), size: size, offset: offset, buffer: scratch()) }
   }
-  table.release = { raw, _, info in serve(raw) { $0.release($1, descriptor: descriptor(info)) } }
+  table.release = { raw, number, _ in serve(raw) { $0.release($1, UInt64(number)) } }
   table.opendir = { raw, number, info in
     serve(raw) { server, request in
       guard let info else { return server.fail(request, Errno(EINVAL)) }
       server.openFolder(request, UInt64(number), info: info)
     }
   }
-  table.readdir = { raw, _, size, offset, info in
-    serve(raw) { $0.readFolder($1, handle: info?.pointee.fh ?? 0, size: size, offset: offset, buffer: scratch()) }
+  table.readdir = { raw, number, size, offset, _ in
+    serve(raw) { $0.readFolder($1, UInt64(number), size: size, offset: offset, buffer: scratch()) }
   }
-  table.releasedir = { raw, _, info in serve(raw) { $0.releaseFolder($1, handle: info?.pointee.fh ?? 0) } }
+  table.releasedir = { raw, number, _ in serve(raw) { $0.release($1, UInt64(number)) } }
   table.statfs = { raw, number in serve(raw) { $0.statistics($1, UInt64(number)) } }
   table.getxattr = { raw, number, name, size in
     serve(raw) { $0.getExtendedAttribute($1, UInt64(number), name: bytes(name), size: size) }
   }
   table.listxattr = { raw, number, size in serve(raw) { $0.listExtendedAttributes($1, UInt64(number), size: size) } }
-  table.lseek = { raw, _, offset, whence, info in
-    serve(raw) { $0.seek($1, descriptor: descriptor(info), offset: offset, whence: whence) }
+  table.lseek = { raw, number, offset, whence, _ in
+    serve(raw) { $0.seek($1, UInt64(number), offset: offset, whence: whence) }
   }
 }
 
 private func addNames(_ table: inout fuse_lowlevel_ops) {
-  table.create = { raw, parent, name, mode, info in
-    serve(raw) { server, request in
-      server.create(
-        request, parent: UInt64(parent), name: bytes(name), mode: mode & 0o7777 | S_IFREG,
-        flags: info?.pointee.flags ?? 0, caller: caller(request))
+  table.create = { raw, parent, name, mode, _ in
+    serve(raw) {
+      $0.create(
+        $1, parent: UInt64(parent), name: bytes(name), mode: mode & 0o7777 | S_IFREG, caller: caller($1))
     }
   }
   table.mkdir = { raw, parent, name, mode in
@@ -160,31 +171,22 @@ private func addNames(_ table: inout fuse_lowlevel_ops) {
 }
 
 private func addData(_ table: inout fuse_lowlevel_ops) {
-  table.write = { raw, number, data, size, offset, info in
+  table.write = { raw, number, data, size, offset, _ in
     serve(raw) {
       $0.write(
-        $1, UInt64(number), descriptor: descriptor(info), bytes: UnsafeRawBufferPointer(start: data, count: size),
-        offset: offset, caller: caller($1))
+        $1, UInt64(number), bytes: UnsafeRawBufferPointer(start: data, count: size), offset: offset,
+        caller: caller($1))
     }
   }
   // Closing a file promises nothing; what must be durable is asked for by fsync.
   table.flush = { raw, _, _ in serve(raw) { $0.answer($1, .done) } }
-  table.fsync = { raw, number, dataOnly, info in
-    serve(raw) { $0.flush($1, UInt64(number), descriptor: descriptor(info), dataOnly: dataOnly != 0) }
+  table.fsync = { raw, number, dataOnly, _ in
+    serve(raw) { $0.flush($1, UInt64(number), dataOnly: dataOnly != 0) }
   }
-  table.fsyncdir = { raw, number, _, info in
-    serve(raw) { server, request in
-      guard let stream = DirectoryStream.borrow(info?.pointee.fh ?? 0) else {
-        return server.fail(request, Errno(EBADF))
-      }
-      server.flush(request, UInt64(number), descriptor: stream.descriptor, dataOnly: false)
-    }
-  }
-  table.fallocate = { raw, number, mode, offset, length, info in
+  table.fsyncdir = { raw, number, _, _ in serve(raw) { $0.flush($1, UInt64(number), dataOnly: false) } }
+  table.fallocate = { raw, number, mode, offset, length, _ in
     serve(raw) {
-      $0.allocate(
-        $1, UInt64(number), descriptor: descriptor(info), mode: mode, offset: offset, length: length,
-        caller: caller($1))
+      $0.allocate($1, UInt64(number), mode: mode, offset: offset, length: length, caller: caller($1))
     }
   }
   table.setattr = { raw, number, wanted, mask, _ in

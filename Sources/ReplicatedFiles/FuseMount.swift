@@ -26,45 +26,132 @@ final class FuseMount: @unchecked Sendable {
   let server: FileServer
   /// Number of the connection in /sys/fs/fuse/connections.
   let connection: UInt32?
+  /// Another process can go on with it when this one dies.
+  let outlivesProcess: Bool
   private let session: OpaquePointer
+  private let device: Int32
   private let threads: Mutex<[HostThread]>
   private let whenEnded: @Sendable () -> Void
   private let running: Mutex<Int>
 
   /// Mounts. `whenEnded` is called once, on a thread of the mount, when the kernel's connection is gone, whoever ended it.
+  /// With a keeper and a kernel that can hand requests out again (6.9) the connection outlives this process, unless
+  /// `endsWithProcess`.
   init(
-    module: String, mountPoint: String, server: FileServer, whenEnded: @escaping @Sendable () -> Void
+    module: String, mountPoint: String, server: FileServer, endsWithProcess: Bool,
+    whenEnded: @escaping @Sendable () -> Void
   ) throws(EngineError) {
+    let device = open("/dev/fuse", O_RDWR | O_CLOEXEC)
+    guard device >= 0 else {
+      throw EngineError(.mount, "cannot open /dev/fuse: \(Errno.last); is the fuse module loaded?")
+    }
+    let session = try FuseMount.makeSession(server: server, device: device)
+    let options = "fd=\(device),rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
+    let flags = UInt(MS_NOSUID | MS_NODEV | MS_NOATIME)
+    guard Glibc.mount("vmha:\(module)", mountPoint, "fuse.vmha", flags, options) == 0 else {
+      let error = Errno.last
+      fuse_session_destroy(session)
+      throw EngineError(.mount, "cannot mount \(mountPoint): \(error); check that the folder is there")
+    }
+    var number: UInt32 = 0
+    let connection = vmha_cached_device(mountPoint, &number) == 0 ? number : nil
+    do throws(EngineError) {
+      let first = try FuseMount.firstRequest(device)
+      let canRepeat = first.withUnsafeBytes { vmha_init_offers_resend($0.baseAddress, $0.count) } != 0
+      outlivesProcess = server.kept.hasKeeper && canRepeat && !endsWithProcess
+      FuseMount.process(first, session)
+      // Only now: a next process does not answer INIT again. Nobody is served yet.
+      if outlivesProcess {
+        server.kept.begin(device: device, connection: connection, mountPoint: mountPoint, initRequest: first)
+      }
+    } catch {
+      umount2(mountPoint, Int32(VMHA_MNT_DETACH))
+      fuse_session_destroy(session)
+      throw error
+    }
     self.mountPoint = mountPoint
     self.server = server
     self.whenEnded = whenEnded
-    session = try FuseMount.makeSession(module: module, server: server)
-    guard fuse_session_mount(session, mountPoint) == 0 else {
-      let error = Errno.last
-      fuse_session_destroy(session)
-      throw EngineError(
-        .mount, "cannot mount \(mountPoint): \(error); check that /dev/fuse exists and that the folder is there")
-    }
-    var number: UInt32 = 0
-    connection = vmha_cached_device(mountPoint, &number) == 0 ? number : nil
+    self.session = session
+    self.device = device
+    self.connection = connection
     threads = Mutex([])
     running = Mutex(0)
   }
 
-  private static func makeSession(module: String, server: FileServer) throws(EngineError) -> OpaquePointer {
-    let options = "allow_other,default_permissions,nosuid,nodev,noatime,subtype=vmha,fsname=vmha:\(module)"
-    var arguments: [UnsafeMutablePointer<CChar>?] = [strdup("vmha-replicad"), strdup("-o"), strdup(options), nil]
+  /// Goes on with the mount of a process that is dead: libfuse is told again what the kernel said at first, and the kernel is asked
+  /// to hand out again what it has no answer to. Owns `device`. `server` knows the kernel's objects already.
+  init(
+    device: Int32, mountPoint: String, initRequest: [UInt8], server: FileServer,
+    whenEnded: @escaping @Sendable () -> Void
+  ) throws(EngineError) {
+    session = try FuseMount.makeSession(server: server, device: device)
+    server.isMute.store(true, ordering: .sequentiallyConsistent)
+    FuseMount.process(initRequest, session)
+    server.isMute.store(false, ordering: .sequentiallyConsistent)
+    guard vmha_ask_for_repetition(device) == 0 else {
+      let error = Errno.last
+      fuse_session_destroy(session)
+      throw EngineError(.mount, "the kernel does not hand the requests of \(mountPoint) out again: \(error)")
+    }
+    self.mountPoint = mountPoint
+    self.server = server
+    self.whenEnded = whenEnded
+    self.device = device
+    connection = server.kept.connection
+    outlivesProcess = true
+    threads = Mutex([])
+    running = Mutex(0)
+  }
+
+  private static func makeSession(server: FileServer, device: Int32) throws(EngineError) -> OpaquePointer {
+    var arguments: [UnsafeMutablePointer<CChar>?] = [strdup("vmha-replicad"), nil]
     defer { for argument in arguments { free(argument) } }
     var table = fileServerOperations()
     let user = Unmanaged.passUnretained(server).toOpaque()
     let session = arguments.withUnsafeMutableBufferPointer { list in
-      var parsed = fuse_args(argc: 3, argv: list.baseAddress, allocated: 0)
+      var parsed = fuse_args(argc: 1, argv: list.baseAddress, allocated: 0)
       let session = fuse_session_new(&parsed, &table, MemoryLayout<fuse_lowlevel_ops>.size, user)
       fuse_opt_free_args(&parsed)
       return session
     }
-    guard let session else { throw EngineError(.mount, "libfuse refused its options (\(options))") }
+    guard let session else {
+      close(device)
+      throw EngineError(.mount, "libfuse does not start a session")
+    }
+    var channel = fuse_custom_io(
+      writev: { device, parts, count, user in
+        let isMute = user.map {
+          Unmanaged<FileServer>.fromOpaque($0)._withUnsafeGuaranteedRef { $0.isMute.load(ordering: .relaxed) }
+        }
+        guard isMute == true else { return writev(device, parts, count) }
+        return UnsafeBufferPointer(start: parts, count: Int(count)).reduce(0) { $0 + $1.iov_len }
+      }, read: { device, buffer, count, _ in read(device, buffer, count) }, splice_receive: nil, splice_send: nil)
+    guard fuse_session_custom_io(session, &channel, device) == 0 else {
+      fuse_session_destroy(session)
+      close(device)
+      throw EngineError(.mount, "libfuse does not take the connection")
+    }
     return session
+  }
+
+  /// The kernel's INIT, which a mount begins with.
+  private static func firstRequest(_ device: Int32) throws(EngineError) -> [UInt8] {
+    let buffer = RequestBuffer()
+    do throws(Errno) {
+      guard let bytes = try buffer.receive(device) else { throw Errno(ENODEV) }
+      return Array(bytes)
+    } catch { throw EngineError(.mount, "the kernel ended the new mount at once: \(error)") }
+  }
+
+  private static func process(_ request: [UInt8], _ session: OpaquePointer) {
+    var request = request
+    request.withUnsafeMutableBytes { bytes in
+      var buffer = fuse_buf()
+      buffer.mem = bytes.baseAddress
+      buffer.size = bytes.count
+      fuse_session_process_buf(session, &buffer)
+    }
   }
 
   /// Starts serving. Answers when the threads run.
@@ -79,16 +166,17 @@ final class FuseMount: @unchecked Sendable {
   }
 
   private func loop() {
-    var buffer = fuse_buf()
+    let memory = RequestBuffer()
     while fuse_session_exited(session) == 0 {
-      let count = fuse_session_receive_buf(session, &buffer)
-      if count == -EINTR || count == -EAGAIN { continue }
-      // 0: unmounted; an error: the connection was aborted.
-      if count <= 0 { break }
+      // nil: unmounted; an error: the connection was aborted.
+      guard let bytes = (try? memory.receive(device)) ?? nil else { break }
+      var buffer = fuse_buf()
+      buffer.mem = bytes.baseAddress
+      buffer.size = bytes.count
+      noteRequest(bytes)
       fuse_session_process_buf(session, &buffer)
     }
     fuse_session_exit(session)
-    free(buffer.mem)
     let isLast = running.withLock { count in
       count -= 1
       return count == 0
@@ -128,10 +216,40 @@ final class FuseMount: @unchecked Sendable {
     for thread in all { thread.join() }
   }
 
-  /// Frees libfuse's state. Every request must have been answered before.
-  func destroy() {
-    fuse_session_unmount(session)
-    fuse_session_destroy(session)
+  /// Frees libfuse's state and closes the connection. Every request must have been answered before.
+  func destroy() { fuse_session_destroy(session) }
+}
+
+/// Where one thread receives requests. All of it is in memory before the first one comes, and stays there: a thread that is killed
+/// while the kernel copies a request to it must not need a page, or the kernel ends that request with EIO instead of handing it
+/// out again.
+private final class RequestBuffer {
+  /// A write of the largest size, and what stands before it.
+  private static let byteCount = requestBytesMax + 4096
+  private let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: byteCount, alignment: 4096)
+
+  init() {
+    memory.initializeMemory(as: UInt8.self, repeating: 0)
+    // Where the limit of locked memory forbids it, only swapping could still matter.
+    _ = mlock(memory.baseAddress, memory.count)
+  }
+
+  deinit {
+    _ = munlock(memory.baseAddress, memory.count)
+    memory.deallocate()
+  }
+
+  /// Waits for the next request; nil = unmounted. It is overwritten by the next call.
+  func receive(_ device: Int32) throws(Errno) -> UnsafeMutableRawBufferPointer? {
+    while true {
+      let count = read(device, memory.baseAddress, memory.count)
+      if count >= MemoryLayout<fuse_in_header>.size { return UnsafeMutableRawBufferPointer(rebasing: memory[..<count]) }
+      let error = count < 0 ? Errno.last : Errno(EIO)
+      // ENOENT: the request was interrupted before it came here.
+      if [EINTR, EAGAIN, ENOENT].contains(error.code) { continue }
+      if error.code == ENODEV { return nil }
+      throw error
+    }
   }
 }
 

@@ -5,6 +5,19 @@ import Replication
 /// A request of the kernel that waits for its one reply. libfuse allows the reply from any thread.
 struct KernelRequest: @unchecked Sendable {
   let raw: fuse_req_t
+  /// The kernel's number of it, the same when it is handed out again.
+  let unique: UInt64
+  /// Handed out again, because the process that had it died.
+  let isRepeated: Bool
+
+  /// FUSE_UNIQUE_RESEND of Linux 6.9.
+  private static let repetition: UInt64 = 1 << 63
+
+  init(raw: fuse_req_t, number: UInt64) {
+    self.raw = raw
+    unique = number & ~Self.repetition
+    isRepeated = number & Self.repetition != 0
+  }
 }
 
 /// How long, in seconds, the kernel may cache attributes and names: nobody else changes the tree while it is mounted.
@@ -34,7 +47,7 @@ enum GuestReply: Sendable {
   case written(Int)
   case attributes(UInt64, stat)
   case entry(Node, stat)
-  case created(Node, stat, descriptor: Int32)
+  case created(Node, stat)
 }
 
 /// What a change of the tree leads to once it is applied here.
@@ -51,13 +64,13 @@ final class GuestRequest: @unchecked Sendable {
 
   enum Action: Sendable {
     /// Applied and sent at the same time; ordered against overlapping ranges of the same file.
-    case write(descriptor: Int32, offset: UInt64, payload: Payload)
+    case write(file: OwnedDescriptor, offset: UInt64, payload: Payload)
     /// Truncate and fallocate: ordered like a write, but applied first and sent only if that worked. `intent`: the bytes whose
     /// contents may change.
     case range(Range<UInt64>, intent: Range<UInt64>, Change)
     /// Names and attributes: one at a time, applied first and sent only if that worked.
     case name(Change)
-    case flush(descriptor: Int32, dataOnly: Bool)
+    case flush(file: OwnedDescriptor, dataOnly: Bool)
     /// Our own, of a verification: what these bytes are here (or the size, which decides over them) goes to the peer, as if it were
     /// written anew. Nothing changes here.
     case repair(verification: UInt64, OwnedDescriptor, Range<UInt64>, isSize: Bool)

@@ -27,6 +27,9 @@ extension Mirror {
 
   func attach(_ server: FileServer) { state.withLock { $0.server = server } }
 
+  /// Before the mount of another process is gone on with: the peer may lack what that one applied (R1, R2).
+  func followOther() { state.withLock { $0.machine = AcknowledgeMachine(needsResync: true) } }
+
   // MARK: session
 
   func begin(_ session: PeerSession) {
@@ -91,6 +94,12 @@ extension Mirror {
       conclude(&state, &effects)
     }
     settle(effects)
+  }
+
+  /// Stops admitting; true = nothing is in flight any more.
+  func drain(within timeout: Duration) -> Bool {
+    state.withLock { $0.machine.beginDrain() }
+    return state.wait(timeout: timeout) { $0.machine.isDrained ? true : nil } ?? false
   }
 
   // MARK: the peer's frames

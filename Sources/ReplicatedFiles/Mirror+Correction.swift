@@ -12,13 +12,13 @@ extension Mirror {
 
   /// The guest gets the error. A full disk is no reason to lose the peer: what this node now holds of the range follows in the
   /// stream. A disk that fails ends the session; the module moves.
-  func writeFailed(_ request: GuestRequest, _ descriptor: Int32, _ error: Errno) -> Effects {
+  func writeFailed(_ request: GuestRequest, _ file: OwnedDescriptor, _ error: Errno) -> Effects {
     guard !error.isDiskFailure else {
-      failed("write", descriptor, error)
+      failed("write", file.number, error)
       return finish(request, operation: nil, failure: error)
     }
-    noteDiskError("write", Backing.pathForMessage(descriptor), error)
-    return finish(request, operation: nil, failure: error) { correct(request, descriptor, error, &$0) }
+    noteDiskError("write", Backing.pathForMessage(file.number), error)
+    return finish(request, operation: nil, failure: error) { correct(request, file, error, &$0) }
   }
 
   func noteDiskError(_ operation: String, _ path: String, _ error: Errno) {
@@ -34,12 +34,13 @@ extension Mirror {
 
   /// Under the lock, before the failed write's range is free: its contents as they are here, then the file's length. Both when every
   /// earlier change of the file is done and before any later one begins or is sent: else the length would cut off what another
-  /// write has added at the peer and not here yet. The guest is told when the peer has followed (R2).
-  private func correct(_ request: GuestRequest, _ descriptor: Int32, _ error: Errno, _ state: inout State) {
+  /// write has added at the peer and not here yet. The guest is told when the peer has followed (R2). The steps own the file: it may
+  /// be closed by then.
+  private func correct(_ request: GuestRequest, _ data: OwnedDescriptor, _ error: Errno, _ state: inout State) {
     guard let token = request.token, state.machine.isMirrored(token), let range = request.intent else { return }
     let file = request.file
     let contents: GuestRequest.Change = { () throws(Errno) in
-      let reader = OwnedDescriptor(try Backing.reopen(descriptor, flags: O_RDONLY))
+      let reader = OwnedDescriptor(try Backing.reopen(data.number, flags: O_RDONLY))
       let size = UInt64(try Backing.status(reader.number).st_size)
       let end = min(range.upperBound, size)
       guard end > range.lowerBound else { return Self.length(of: file, size, .done) }
@@ -54,7 +55,7 @@ extension Mirror {
       )
     }
     let length: GuestRequest.Change = { () throws(Errno) in
-      Self.length(of: file, UInt64(try Backing.status(descriptor).st_size), .error(error))
+      Self.length(of: file, UInt64(try Backing.status(data.number).st_size), .error(error))
     }
     let steps = [(contents, false), (length, true)].map { change, answers in
       GuestRequest(after: request, answers: answers, .range(wholeFile, intent: range, change))

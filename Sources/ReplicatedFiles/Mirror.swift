@@ -210,30 +210,32 @@ final class Mirror: GuestRequestSink {
     while let request = next.popLast() {
       let effects: Effects
       switch request.action {
-      case .write(let descriptor, let offset, let payload):
-        effects = write(request, descriptor, offset, payload)
+      case .write(let file, let offset, let payload):
+        effects = write(request, file, offset, payload)
       case .range(_, _, let change):
         effects = apply(request, change)
       case .name(let change):
         effects = names.withLock { _ in apply(request, change) }
       case .repair(let verification, let file, let range, let isSize):
         effects = repair(request, verification, file, range, isSize: isSize)
-      case .flush(let descriptor, let dataOnly):
-        effects = flush(request, descriptor, dataOnly: dataOnly)
+      case .flush(let file, let dataOnly):
+        effects = flush(request, file.number, dataOnly: dataOnly)
       }
       next += effects.started
       settle(effects)
     }
   }
 
-  private func write(_ request: GuestRequest, _ descriptor: Int32, _ offset: UInt64, _ payload: Payload) -> Effects {
+  private func write(
+    _ request: GuestRequest, _ file: OwnedDescriptor, _ offset: UInt64, _ payload: Payload
+  ) -> Effects {
     do throws(Errno) {
-      try Backing.writeAll(descriptor, payload.bytes, at: offset)
+      try Backing.writeAll(file.number, payload.bytes, at: offset)
       bytesWritten.add(UInt64(payload.count), ordering: .relaxed)
       request.reply = .written(payload.count)
       return finish(request, operation: nil, failure: nil)
     } catch {
-      return writeFailed(request, descriptor, error)
+      return writeFailed(request, file, error)
     }
   }
 

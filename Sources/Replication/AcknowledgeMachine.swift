@@ -64,6 +64,9 @@ public struct AcknowledgeMachine: Hashable, Sendable {
 
   public init() {}
 
+  /// For a copy that was written to by another process, in a session that is over: the peer may lack something.
+  public init(needsResync: Bool) { self.needsResync = needsResync }
+
   /// For the same copy, mounted anew: what the peer lacks it still lacks.
   public init(after old: AcknowledgeMachine) { needsResync = old.needsResync }
 

@@ -91,6 +91,7 @@ struct Transcript {
     case ("swap", let node?): world.command(.swap, at: node)
     case ("kill-vmhad", let node?): node.killDaemon()
     case ("kill-engine", let node?): node.killEngine()
+    case ("replace-engine", let node?): node.replaceEngine()
     case ("kill-qemu", let node?): node.guest?.end(.failed)
     case ("persist-fails", let node?): node.persistFails = true
     case ("persist-works", let node?): node.persistFails = false

@@ -7,7 +7,9 @@ import Synchronization
 
 /// An engine in a process of its own: the product's, or the one whose calls fail.
 final class EngineProcess: @unchecked Sendable {
+  /// Of the product this is the keeper.
   let id: pid_t
+  private let hasKeeper: Bool
   let events = Monitor<[EngineEvent]>([])
   private let channel: LineChannel
   private let isOver = Flag()
@@ -35,6 +37,7 @@ final class EngineProcess: @unchecked Sendable {
     let code = posix_spawn(&child, path, nil, nil, &list, environ)
     guard code == 0 else { throw TestFailure("cannot start \(path): errno \(code)") }
     id = child
+    hasKeeper = program == "vmha-replicad"
     var found: LineChannel?
     for _ in 0..<500 where found == nil {
       found = try? LineChannel.connect(path: socket)
@@ -91,13 +94,24 @@ final class EngineProcess: @unchecked Sendable {
     try expect("role of a replica") { if case .ready(let report) = $0, report.role == .replica { true } else { nil } }
   }
 
-  /// A field of /proc/PID/status, in bytes.
+  /// The process that serves.
+  private func worker() throws -> pid_t {
+    guard hasKeeper else { return id }
+    let text = String(decoding: try DurableFile.read("/proc/\(id)/task/\(id)/children"), as: UTF8.self)
+    guard let worker = text.split(separator: " ").first.flatMap({ pid_t($0) }) else {
+      throw TestFailure("the keeper \(id) has no engine")
+    }
+    return worker
+  }
+
+  /// A field of /proc/PID/status of the engine, in bytes.
   func residentBytes(_ field: String) throws -> Int {
-    let text = String(decoding: try DurableFile.read("/proc/\(id)/status"), as: UTF8.self)
+    let process = try worker()
+    let text = String(decoding: try DurableFile.read("/proc/\(process)/status"), as: UTF8.self)
     let line = text.split(separator: "\n").first { $0.hasPrefix("\(field):") }
     guard
       let kilobytes = line?.split(whereSeparator: { $0 == " " || $0 == "\t" }).dropFirst().first.flatMap({ Int($0) })
-    else { throw TestFailure("/proc/\(id)/status has no \(field)") }
+    else { throw TestFailure("/proc/\(process)/status has no \(field)") }
     return kilobytes << 10
   }
 
@@ -105,9 +119,12 @@ final class EngineProcess: @unchecked Sendable {
   func end() {
     guard !isOver.isSet else { return }
     isOver.set()
+    // It dies with its keeper, a moment later.
+    let engine = try? worker()
     kill(id, SIGKILL)
     var status: Int32 = 0
     waitpid(id, &status, 0)
+    if let engine, engine != id { for _ in 0..<500 where kill(engine, 0) == 0 { usleep(10_000) } }
     channel.close()
   }
 }

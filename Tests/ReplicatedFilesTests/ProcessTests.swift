@@ -49,6 +49,23 @@ struct ProcessTests {
       throw TestFailure("the control connection ended before \(what)")
     }
 
+    /// The engine proper.
+    func workers() throws -> [pid_t] {
+      let text = String(decoding: try DurableFile.read("/proc/\(id)/task/\(id)/children"), as: UTF8.self)
+      return text.split(separator: " ").compactMap { Int32($0) }
+    }
+
+    /// SIGKILL of the keeper, which takes its engine along; answers when both are gone.
+    func kill() throws -> Int32 {
+      let engines = try workers()
+      Glibc.kill(id, SIGKILL)
+      let code = wait()
+      for engine in engines {
+        for _ in 0..<500 where Glibc.kill(engine, 0) == 0 { usleep(10_000) }
+      }
+      return code
+    }
+
     /// How it ended: exit code, or minus the signal.
     func wait() -> Int32 {
       var status: Int32 = 0
@@ -116,8 +133,7 @@ struct ProcessTests {
       }
     }
     #expect(try ready(second, configuration).processID == first.id, "the second one does not listen yet")
-    kill(first.id, SIGKILL)
-    #expect(first.wait() == -SIGKILL)
+    #expect(try first.kill() == -SIGKILL)
     isFirstOver = true
     second.channel = try Process.connect(pair.folder)
     #expect(try ready(second, configuration).processID == second.id)
@@ -147,8 +163,7 @@ struct ProcessTests {
     try pair.one.barrier(session)
     pair.one.tell(.setPolicy(.both(session)))
     try shell("echo both > $1/both; sync $1/both", [pair.one.mountPoint])
-    kill(process.id, SIGKILL)
-    #expect(process.wait() == -SIGKILL)
+    #expect(try process.kill() == -SIGKILL)
     #expect(try pair.one.lost() == .frozen)
     #expect(try pair.differences() == "")
 
@@ -161,8 +176,7 @@ struct ProcessTests {
       try process.tell(.setPolicy(.alone))
       try shell("echo alone$2 >> $1/both", [pair.two.mountPoint, "\(round)"])
       if round == 0 {
-        kill(process.id, SIGKILL)
-        _ = process.wait()
+        _ = try process.kill()
         #expect(open("\(pair.two.mountPoint)/both", O_RDONLY) == -1, "its users must see the end")
       }
     }
@@ -180,7 +194,12 @@ struct ProcessTests {
     defer { pair.end() }
     try shell("printf A > $1/disk", [pair.two.backing])
     let process = try Process(root: pair.folder)
-    defer { kill(process.id, SIGCONT); kill(process.id, SIGKILL); _ = process.wait() }
+    let worker = try #require(try process.workers().first)
+    defer {
+      kill(worker, SIGCONT)
+      kill(process.id, SIGKILL)
+      _ = process.wait()
+    }
     _ = try ready(process, pair.configuration(pair.two))
     try process.tell(.connect)
     pair.one.tell(.connect)
@@ -200,7 +219,7 @@ struct ProcessTests {
     var byte: UInt8 = 0
     #expect(pread(file, &byte, 1, 0) == 1)
 
-    kill(process.id, SIGSTOP)
+    kill(worker, SIGSTOP)
     let answer = Monitor<Int?>(nil)
     try HostThread.start(name: "read") {
       var byte: UInt8 = 0
@@ -208,7 +227,7 @@ struct ProcessTests {
       answer.withLock { $0 = count }
     }
     usleep(2_500_000)
-    kill(process.id, SIGCONT)
+    kill(worker, SIGCONT)
     #expect(answer.wait(timeout: .milliseconds(800)) { $0 } == nil)
     try process.expect("readsHeld") { if case .readsHeld = $0 { true } else { nil } }
     try process.tell(.setPolicy(.alone))

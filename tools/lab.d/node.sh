@@ -221,15 +221,15 @@ command_kill() {
   node_number "${1:-}"
   case $what in
     vmhad | libvirtd) [ -z "$vm" ] || misuse "$what takes no VM name" ;;
-    vmha-replicad) ;;
+    vmha-replicad | vmha-keeper) ;;
     qemu) [ -n "$vm" ] || misuse "kill $1 qemu VM: which VM?" ;;
-    *) misuse "'$what' is none of vmhad, vmha-replicad [VM], qemu VM, libvirtd" ;;
+    *) misuse "'$what' is none of vmhad, vmha-replicad [VM], vmha-keeper [VM], qemu VM, libvirtd" ;;
   esac
   need_lab
   [ "$(node_power "$NODE")" != off ] || fail "node$NODE is off" "tools/lab --name $LAB_NAME boot node$NODE"
   case $what in
     qemu) pids=$(node_processes "$NODE" qemu-system-x86 "^guest=$vm,") ;;
-    vmha-replicad) pids=$(node_processes "$NODE" vmha-replicad "${vm:+^(--module=)?$vm$}") ;;
+    vmha-replicad | vmha-keeper) pids=$(node_processes "$NODE" "$what" "${vm:+^(--module=)?$vm$}") ;;
     *) pids=$(node_processes "$NODE" "$what") ;;
   esac
   [ -n "$pids" ] || fail "no $what${vm:+ of $vm} runs on node$NODE" "tools/lab --name $LAB_NAME status shows what runs."

@@ -69,7 +69,7 @@ struct RandomRun {
 
   private func fault() {
     let node = world.nodes[world.random.below(2)]
-    let kind = world.random.below(28)
+    let kind = world.random.below(30)
     world.faultRecorder?("fault \(kind) at \(node.name)")
     switch kind {
     case 0, 1: world.options.hasPowerCuts ? node.powerCut() : node.killDaemon()
@@ -101,6 +101,7 @@ struct RandomRun {
     case 24: node.suspendFails.toggle()
     case 25: world.giveUp(node)
     case 26: for node in world.nodes { world.giveUp(node) }  // at the same time
+    case 27, 28: node.replaceEngine()
     default: for node in world.nodes where node.isOn && !node.isFrozen { node.startDaemon() }
     }
   }

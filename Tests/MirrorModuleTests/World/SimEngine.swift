@@ -32,6 +32,11 @@ final class SimEngine {
   private(set) var heldSince: Int64?
   private var commands: [(SimEngine) -> Void] = []
   private var isWorking = false
+  /// Dead, and not replaced yet: counts replacements, so that an older plan finds a newer one.
+  private var replacements = 0
+  private var isAway = false
+  /// The vmhad that saw the old one die.
+  private weak var attachedBefore: SimDaemon?
 
   var world: World { node.world }
 
@@ -41,11 +46,13 @@ final class SimEngine {
 
   func attach(_ daemon: SimDaemon) {
     self.daemon = daemon
+    // The next engine answers whoever waits.
+    if isAway { return }
     enqueue { $0.tell(.ready($0.report)) }
   }
 
   private func tell(_ event: EngineEvent) {
-    guard let daemon else { return }
+    guard let daemon, !isAway else { return }
     node.after(.microseconds(300)) { [weak daemon] in daemon?.deliver(.engine(event)) }
   }
 
@@ -59,12 +66,12 @@ final class SimEngine {
   }
 
   func receive(_ command: EngineCommand, from daemon: SimDaemon) {
-    guard daemon === self.daemon else { return }
+    guard daemon === self.daemon, !isAway else { return }
     enqueue { $0.obey(command) }
   }
 
   func receive(_ message: PeerMessage, in id: SessionID, from daemon: SimDaemon) {
-    guard daemon === self.daemon else { return }
+    guard daemon === self.daemon, !isAway else { return }
     enqueue { engine in
       guard let session = engine.session, session.id == id else { return }
       engine.world.checkSent(message, by: engine.node)
@@ -83,6 +90,7 @@ final class SimEngine {
     node.after(world.delay(1, 1...8)) { [weak self] in
       guard let self, self.node.engine === self else { return }
       self.isWorking = false
+      guard !self.commands.isEmpty else { return }
       let next = self.commands.removeFirst()
       next(self)
       self.work()
@@ -177,6 +185,38 @@ final class SimEngine {
     node.engine = nil
   }
 
+  /// The process dies and its keeper starts another one under the mount: the guest's request waits in the kernel and is handed
+  /// out again; what was applied was applied. Without a mount there is nothing to go on with.
+  func beReplaced() {
+    guard isMounted else { return node.killEngine() }
+    closeSession()
+    commands = []
+    policy = .frozen
+    isDraining = false
+    wantsConnection = false
+    request?.peerHasItIn = nil
+    heldSince = nil
+    isAway = true
+    replacements += 1
+    let plan = replacements
+    node.after(world.delay(60, 20...900)) { [weak self] in
+      guard let self, self.node.engine === self, self.isAway, self.replacements == plan else { return }
+      // Sometimes it does not come back: then both end.
+      if !self.world.options.isCalm, self.world.random.chance(10) { return self.node.killEngine("it was not replaced") }
+      // Whether reads wait is in its report.
+      self.watchReads()
+      self.isAway = false
+      // A vmhad that came meanwhile waited on the keeper's socket.
+      guard let daemon = self.daemon else { return }
+      let report = self.report
+      self.node.after(.microseconds(300)) { [weak daemon] in
+        let sawItDie = daemon === self.attachedBefore
+        daemon?.deliver(sawItDie ? .engineReplaced(report, why: "killed by signal 9") : .engine(.ready(report)))
+      }
+    }
+    attachedBefore = daemon
+  }
+
   // MARK: session
 
   func begin(_ session: Session) {
@@ -221,7 +261,7 @@ final class SimEngine {
   func forgiveSilence() {}
 
   func lookForSilence() {
-    guard !node.isFrozen else { return }
+    guard !node.isFrozen, !isAway else { return }
     defer { watchReads() }
     guard let session else { return }
     let peer = world.peer(of: node)

@@ -89,6 +89,8 @@ final class SimNode {
     }
   }
 
+  func replaceEngine() { engine?.beReplaced() }
+
   func powerCut() {
     guard isOn else { return }
     isOn = false
