@@ -6,10 +6,11 @@ PREFIX  ?= /usr
 DESTDIR ?=
 SWIFT   ?= swift
 
-BUILD_PACKAGES := gcc g++ libc6-dev pkg-config libfuse3-dev libvirt-dev libxml2-dev libssl-dev libsqlite3-dev
+BUILD_PACKAGES := gcc g++ libc6-dev pkg-config libfuse3-dev libvirt-dev libxml2-dev libssl-dev libsqlite3-dev \
+  libcurl4-openssl-dev
 # What the lab's two nodes and their guests need at run time.
 LAB_PACKAGES := libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils fuse3 iproute2 nftables busybox-static \
-  cpio e2fsprogs procps xz-utils acl attr jq openssl fio python3-minimal iputils-ping stress-ng
+  cpio e2fsprogs procps xz-utils acl attr jq openssl fio python3-minimal iputils-ping stress-ng etcd-server etcd-client
 
 # Gluster is one of the peers of the benchmark, which goes on without it.
 BENCH_PACKAGES := python3 qemu-system-common

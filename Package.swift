@@ -40,6 +40,7 @@ let package = Package(
     .systemLibrary(name: "CLibvirt", pkgConfig: "libvirt", providers: [.apt(["libvirt-dev"])]),
     .systemLibrary(name: "CLibxml2", pkgConfig: "libxml-2.0", providers: [.apt(["libxml2-dev"])]),
     .systemLibrary(name: "COpenSSL", pkgConfig: "openssl", providers: [.apt(["libssl-dev"])]),
+    .systemLibrary(name: "CCurl", pkgConfig: "libcurl", providers: [.apt(["libcurl4-openssl-dev"])]),
     .target(name: "CHostShims"),
     .target(name: "CKeeper"),
 
@@ -54,6 +55,7 @@ let package = Package(
     module("SecureLinks", ["Model", "HostSystem", "COpenSSL"]),
     module("ModuleConfig", ["Model", "HostSystem", "CLibxml2"]),
     module("VirtualMachines", ["Model", "HostSystem", "ModuleConfig", "CLibvirt", "CLibxml2"]),
+    module("Arbitration", ["Model", "HostSystem", "ModuleConfig", "CCurl"]),
     module("ReplicatedFiles", ["Model", "Replication", "HostSystem", "SecureLinks", "CFuse3", "CKeeper"]),
 
     // Surface
@@ -83,7 +85,7 @@ let package = Package(
       "NodeDaemon",
       [
         "CHostShims", "Model", "Membership", "MirrorModule", "Replication", "HostSystem", "SecureLinks", "ModuleConfig",
-        "VirtualMachines", "ControlAPI", .product(name: "GRDB", package: "GRDB.swift"),
+        "Arbitration", "VirtualMachines", "ControlAPI", .product(name: "GRDB", package: "GRDB.swift"),
       ]),
 
     .executableTarget(name: "vmha", dependencies: ["CommandLineTool"], swiftSettings: strict),
@@ -102,6 +104,7 @@ let package = Package(
     tests("MirrorModule", ["Model"], exclude: ["Transcripts"]),
     tests("Replication", ["Model"]),
     tests("ModuleConfig", ["Model", "HostSystem"]),
+    tests("Arbitration", ["Model", "HostSystem", "ModuleConfig"]),
     tests("VirtualMachines", ["Model", "HostSystem", "CLibvirt"]),
     .target(name: "CPosixCalls", path: "Tests/CPosixCalls"),
     tests(

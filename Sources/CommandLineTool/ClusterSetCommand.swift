@@ -6,9 +6,16 @@ struct ClusterSetCommand: ToolCommand {
     commandName: "set", abstract: "Change the cluster on both nodes, without a restart.",
     discussion: """
       Settings: detection=TIME (a silent node is lost after it), pulse=TIME (between heartbeats), boot-wait=TIME (a node \
-      that boots alone waits this long for the other), arbiter=policy=none|wait, boot-policy=arbiter|wait, scrub=TIME|off \
-      (both copies are compared this often), scrub-rate=NUMBER (MiB a second that it may read). \
+      that boots alone waits this long for the other), boot-policy=arbiter|wait, arbiter=witness|fence|witness+fence|wait|\
+      policy=none|policy=ping (who lets a node go on alone: docs/operating/arbiters.md), scrub=TIME|off (both copies are \
+      compared this often), scrub-rate=NUMBER (MiB a second that it may read). \
       TIME is a whole number with ms, s, m, h or d: 5s, 250ms, 7d.
+
+      For the witness (etcd): witness-endpoints=URL[,URL], witness-ca=FILE, witness-certificate=FILE, witness-key=FILE, \
+      witness-user=NAME, witness-password-file=FILE. For fence: fence-1=AGENT:FILE and fence-2=AGENT:FILE, what powers \
+      node 1 and node 2 off; FILE has the agent's key=value lines. For policy=ping: ping=ADDRESS[,ADDRESS]. An empty value \
+      takes a setting back. The files must be on both nodes; an arbiter is changed only while every VM is in sync or \
+      stopped, and only if its rehearsal succeeds on both nodes.
       """)
 
   @OptionGroup var common: CommonOptions
@@ -82,7 +89,9 @@ struct ClusterSetCommand: ToolCommand {
       case "detection": changes.detectionMilliseconds = try milliseconds(setting, parts[1])
       case "pulse": changes.pulseMilliseconds = try milliseconds(setting, parts[1])
       case "boot-wait": changes.bootWaitMilliseconds = try milliseconds(setting, parts[1])
-      case "arbiter": changes.arbiter = try oneOf(["policy=none", "wait"], setting, parts[1])
+      case "arbiter": changes.arbiter = try oneOf(Self.arbiters, setting, parts[1])
+      case let name where Self.arbiterSettings.contains(name):
+        changes.arbiterSettings = (changes.arbiterSettings ?? [:]).merging([name: parts[1]]) { $1 }
       case "boot-policy": changes.bootPolicy = try oneOf(["arbiter", "wait"], setting, parts[1])
       case "scrub":
         changes.scrubIntervalSeconds = try parts[1] == "off" ? 0 : milliseconds(setting, parts[1]) / 1000
@@ -93,11 +102,18 @@ struct ClusterSetCommand: ToolCommand {
         changes.scrubRateMiB = rate
       default:
         throw ValidationError(
-          "There is no setting '\(parts[0])': detection, pulse, boot-wait, arbiter, boot-policy, scrub, scrub-rate.")
+          "There is no setting '\(parts[0])': detection, pulse, boot-wait, boot-policy, scrub, scrub-rate, arbiter, "
+            + Self.arbiterSettings.joined(separator: ", ") + ".")
       }
     }
     return changes
   }
+
+  private static let arbiters = ["witness", "fence", "witness+fence", "wait", "policy=none", "policy=ping"]
+  private static let arbiterSettings = [
+    "witness-endpoints", "witness-ca", "witness-certificate", "witness-key", "witness-user", "witness-password-file",
+    "fence-1", "fence-2", "ping",
+  ]
 
   private func oneOf(_ allowed: [String], _ setting: String, _ value: String) throws -> String {
     guard allowed.contains(value) else {

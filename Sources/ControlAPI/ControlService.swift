@@ -51,6 +51,8 @@ public protocol ControlService: Sendable {
   func clusterShow() async throws -> ClusterDescription
   /// Changes both nodes, the peer first; refused without the peer.
   func clusterSet(_ changes: ClusterChanges) async throws -> ClusterDescription
+  /// Rehearses the arbiter on both nodes: nothing is powered off. What does not work is in the report, not thrown.
+  func check() async throws -> CheckReport
 
   /// With `since`: the first `limit` events after that cursor. Without: the last `limit`. Both in rising order.
   /// `module` nil = all, those of no module included. `limit` 1...`JournalPage.limitMax`.

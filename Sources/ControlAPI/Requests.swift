@@ -247,7 +247,7 @@ public struct ClusterDescription: Sendable, Codable, Hashable {
   public var pulseMilliseconds: Int
   public var detectionMilliseconds: Int
   public var bootWaitMilliseconds: Int
-  /// `policy=none` or `wait`.
+  /// `policy=none`, `policy=ping`, `wait`, `witness`, `fence` or `witness+fence`.
   public var arbiter: String
   /// What the arbiter may do for a node that has just booted alone: `arbiter` (the same) or `wait`.
   public var bootPolicy: String?
@@ -255,6 +255,8 @@ public struct ClusterDescription: Sendable, Codable, Hashable {
   public var scrubIntervalSeconds: Int?
   /// What a scrub may read in a second, in MiB.
   public var scrubRateMiB: Int?
+  /// What is set up for arbiters, whichever is chosen: names and values as `vmha cluster set` takes them.
+  public var arbiterSettings: [String: String]?
   /// SHA-256 of the CA certificate; nil if it cannot be read.
   public var fingerprint: String?
   /// End of this node's certificate.
@@ -279,6 +281,7 @@ public struct ClusterDescription: Sendable, Codable, Hashable {
     case bootPolicy = "boot_policy"
     case scrubIntervalSeconds = "scrub_interval_s"
     case scrubRateMiB = "scrub_rate_mib"
+    case arbiterSettings = "arbiter_settings"
     case pulseMilliseconds = "pulse_ms"
     case detectionMilliseconds = "detection_ms"
     case bootWaitMilliseconds = "boot_wait_ms"
@@ -291,8 +294,11 @@ public struct ClusterChanges: Sendable, Codable, Hashable {
   public var pulseMilliseconds: Int?
   public var detectionMilliseconds: Int?
   public var bootWaitMilliseconds: Int?
-  /// `policy=none` or `wait`.
+  /// `policy=none`, `policy=ping`, `wait`, `witness`, `fence` or `witness+fence`.
   public var arbiter: String?
+  /// `witness-endpoints`, `witness-ca`, `witness-certificate`, `witness-key`, `witness-user`, `witness-password-file`, `fence-1`,
+  /// `fence-2` (AGENT:FILE), `ping`; an empty value takes one back.
+  public var arbiterSettings: [String: String]?
   /// `arbiter` or `wait`.
   public var bootPolicy: String?
   /// 0 = never.
@@ -308,6 +314,7 @@ public struct ClusterChanges: Sendable, Codable, Hashable {
   public var isEmpty: Bool { self == ClusterChanges() }
   enum CodingKeys: String, CodingKey {
     case arbiter
+    case arbiterSettings = "arbiter_settings"
     case bootPolicy = "boot_policy"
     case scrubIntervalSeconds = "scrub_interval_s"
     case scrubRateMiB = "scrub_rate_mib"

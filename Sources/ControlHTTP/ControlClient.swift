@@ -74,6 +74,10 @@ public struct ControlClient: ControlService {
     try await call(.POST, "/v1/cluster/set", changes, timeout: Self.peerCallTimeout)
   }
 
+  public func check() async throws -> CheckReport {
+    try await call(.POST, "/v1/check", timeout: Self.peerCallTimeout)
+  }
+
   public func log(since cursor: Int64?, module: String?, limit: Int) async throws -> JournalPage {
     try await call(.GET, "/v1/log" + query(since: cursor, module: module, limit: limit))
   }

@@ -136,6 +136,7 @@ struct ControlRoutes: Sendable {
     v1.post("cluster/set") { request, _ in
       try answer(await service.clusterSet(body(ClusterChanges.self, request)))
     }
+    v1.post("check") { _, _ in try answer(await service.check()) }
   }
 }
 

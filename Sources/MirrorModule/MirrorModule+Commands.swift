@@ -121,6 +121,7 @@ extension MirrorModule {
   mutating func beginStop() {
     startByOperator = false
     openAsk = nil
+    dropArbitration()
     timers[.guestRetry] = nil
     timers[.holdGuest] = nil
     switch phase {
@@ -143,6 +144,7 @@ extension MirrorModule {
     engine(.exit)
     forgetEngine()
     openAsk = nil
+    dropArbitration()
     offers = false
     bringUp = nil
     for timer in TimerKind.allCases where timer != .peerUnknown { timers[timer] = nil }

@@ -176,7 +176,15 @@ extension MirrorModule {
       timers[kind] = nil
       if case .adopting(let session) = phase { sendAdopt(session) }
     case .reconnect: timers[kind] = nil
-    case .bootWait, .quiet, .patience: break
+    case .arbiter: timers[kind] = nil
+    case .arbiterAnswer:
+      timers[kind] = nil
+      if let open = arbitration { arbiterFailed(open.id, "it gave no answer in time") }
+    case .witness: lookAtWitness()
+    case .witnessAnswer:
+      timers[kind] = nil
+      if let id = watch.openRead ?? watch.openSwap { arbiterFailed(id, "it gave no answer in time") }
+    case .bootWait, .quiet, .patience, .fenceStagger: break
     }
   }
 }

@@ -17,6 +17,9 @@ extension MirrorModule {
     case .waiting, .alone, .frozen:
       guard wish.started, openAsk == nil, let mine = hello() else { return endSession() }
       dropSession()
+      dropArbitration()
+      // A peer whose vmhad is away never says HELLO: the handshake gets this long, then the arbiter is asked again.
+      if peerAlive == false { arm(.arbiter, after: settings.detection) }
       timers[.patience] = nil
       connectedAt = now
       handshake = Handshake(session: session, mine: mine)
@@ -40,6 +43,8 @@ extension MirrorModule {
     case .token: token(session)
     case .giveUp(let branch, let kept): peerGivesUp(branch, kept: kept, in: session)
     case .goOn(let kept): peerGoesOn(kept)
+    case .adoptWitness(let mark): adoptWitness(mark, session)
+    case .witnessAdopted(let mark): witnessAdopted(mark, session)
     }
   }
 
@@ -83,6 +88,7 @@ extension MirrorModule {
     handshake = nil
     phase = .yielding(session)
     openAsk = nil
+    dropArbitration()
     bringUp = nil
     offers = false
     startByOperator = false
@@ -282,6 +288,8 @@ extension MirrorModule {
     peerAlive = true
     timers[.peerUnknown] = nil
     timers[.ask] = nil
+    // Consent first, whenever the peer can be asked.
+    dropArbitration()
   }
 
   mutating func nodeLost() {

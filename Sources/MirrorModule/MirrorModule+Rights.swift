@@ -16,6 +16,7 @@ extension MirrorModule {
     default: break
     }
     considerSuspension()
+    considerWitness()
     listen()
   }
 
@@ -73,7 +74,7 @@ extension MirrorModule {
   private func startsByStanding(_ record: DurableRecord) -> Bool {
     guard record.standing == .uptodate, let right = record.peerOutdated else { return false }
     if right.isProven { return true }
-    guard right == .force || settings.arbiter == .none else { return false }
+    guard right == .force || settings.arbiter.isUnproven else { return false }
     // An unproven mark proves nothing about a peer that is there: meet it first.
     if peerAlive == false { return true }
     guard peerAlive == true, let beat = peerBeat else { return false }
@@ -101,13 +102,19 @@ extension MirrorModule {
         "this copy is \(record.standing.rawValue); waiting for \(settings.peerName), which has the newer one", .warning,
         rule: "R6")
     }
-    guard settings.arbiter == .none else {
+    guard settings.arbiter != .wait else {
       return say(
         "\(settings.peerName) is lost and nobody else can give the right to go on; waiting for it", .warning,
         rule: "R5")
     }
+    guard isContinuous || !settings.arbiter.fences else {
+      // R5: a fence proves that the peer is off, not that this copy is the newest.
+      return say(
+        "\(settings.peerName) is lost and this node was not in sync since its boot: powering \(settings.peerName) off "
+          + "would prove nothing about this copy; waiting for it", .warning, rule: "R5")
+    }
     if isContinuous || timers[.bootWait].map({ $0 <= now }) ?? false {
-      return goAlone(.policy, "\(settings.peerName) does not answer on any link")
+      return askArbiter("\(settings.peerName) does not answer on any link")
     }
     // R9: this node may lack writes that were acknowledged and never flushed; the peer may have them.
     armOnce(.bootWait, after: settings.bootWait)
@@ -119,10 +126,10 @@ extension MirrorModule {
   private mutating func considerPeerAlive(_ record: DurableRecord) {
     if !offers, timers[.bootWait] != nil, !isContinuous { timers[.bootWait] = nil }
     guard record.standing == .uptodate, !offers, let beat = peerBeat else { return }
-    if settings.arbiter == .none, beat.state == .wait, beat.readiness == .blocked, !beat.isPrimary {
+    if settings.arbiter.overrulesLivePeer, beat.state == .wait, beat.readiness == .blocked, !beat.isPrimary {
       armOnce(
         .patience, after: (isContinuous ? settings.detection : settings.bootWait) + MirrorSettings.consentPatience)
-      if let patience = timers[.patience], patience <= now { return goAlonePatienceLost() }
+      if let patience = timers[.patience], patience <= now { return askArbiterPatienceLost() }
     } else {
       timers[.patience] = nil
     }
@@ -143,46 +150,53 @@ extension MirrorModule {
     guard engineReady, handshake == nil || peerAlive == false else { return }
     switch peerAlive {
     case .some(true):
-      if settings.arbiter == .none { armOnce(.patience, after: settings.detection + MirrorSettings.frozenPatience) }
+      if settings.arbiter.overrulesLivePeer {
+        armOnce(.patience, after: settings.detection + MirrorSettings.frozenPatience)
+      }
       if let patience = timers[.patience], patience <= now, let beat = peerBeat, !beat.isPrimary {
-        return goAlonePatienceLost()
+        return askArbiterPatienceLost()
       }
       if openAsk == nil, timers[.ask] == nil { ask("the session is lost") }
     case .some(false):
-      guard settings.arbiter == .none else {
+      guard settings.arbiter != .wait else {
         return say(
           "frozen: \(settings.peerName) is lost and nobody else can give the right to go on", .alarm, rule: "R2")
       }
-      goAlone(.policy, "\(settings.peerName) does not answer on any link")
+      askArbiter("\(settings.peerName) does not answer on any link")
     case nil: break
     }
   }
 
   /// R11: a peer that is there but cannot consent, for instance because it cannot write its record.
-  private mutating func goAlonePatienceLost() {
-    goAlone(.policy, "\(settings.peerName) is there but gives no consent")
+  private mutating func askArbiterPatienceLost() {
+    askArbiter("\(settings.peerName) is there but gives no consent")
   }
 
   // MARK: R4
 
   /// R4, for a right just obtained: one durable record, then thaw or start.
   mutating func goAlone(
-    _ right: RightKind, _ why: String, absorbing claims: [BranchID] = [], keeping session: SessionID? = nil
+    _ right: RightKind, _ why: String, absorbing claims: [BranchID] = [], keeping session: SessionID? = nil,
+    witness reading: WitnessReading? = nil
   ) {
     guard let old = record else { preconditionFailure("no record") }
     // R1, R4: the session is over before the right is used; R7's own session carries nothing yet and is kept.
     if session == nil { endSession() }
-    let branch = BranchID(rawValue: random())
+    // A right of the witness is the claim itself: the register names the branch that goes on.
+    let claim = right == .witness ? old.claim : nil
+    let branch = claim ?? BranchID(rawValue: random())
     persist { record in
       record.generation = Generation(number: old.generation.number &+ 1, branch: branch)
       record.appendHistory([old.claim].compactMap { $0 } + claims + [branch])
       record.standing = .uptodate
       record.peerOutdated = right
+      if let reading { record.witness = reading.mark }
       record.claim = nil
       record.consentedTo = nil
       record.wroteLast = true
     }
     openAsk = nil
+    dropArbitration()
     offers = false
     for timer in [TimerKind.ask, .askAnswer, .patience, .quiet, .bootWait, .offer, .reconnect] { timers[timer] = nil }
     phase = .alone
@@ -288,6 +302,7 @@ extension MirrorModule {
     // R5, in this order: end the session, drop the own request, durable, reply.
     endSession()
     openAsk = nil
+    dropArbitration()
     offers = false
     for timer in [TimerKind.askAnswer, .offer, .quiet, .reconnect] { timers[timer] = nil }
     let claim = record.claim

@@ -72,7 +72,7 @@ public struct MirrorModule: Sendable, Codable, Hashable {
 
   enum TimerKind: String, Sendable, Codable, Hashable, CaseIterable {
     case peerUnknown, bootWait, ask, askAnswer, patience, offer, engineStart, reconnect, guestRetry, holdGuest, quiet,
-      adopt, suspension, surrender
+      adopt, suspension, surrender, arbiter, arbiterAnswer, fenceStagger, witness, witnessAnswer
   }
 
   public internal(set) var settings: MirrorSettings
@@ -109,6 +109,10 @@ public struct MirrorModule: Sendable, Codable, Hashable {
   var peerAlive: Bool?
   var peerBeat: PeerBeat?
   var openAsk: ConsentRequest?
+  var arbitration: Arbitration?
+  /// Why the arbiter gave no right when it was asked last.
+  var arbiterRefusal: String?
+  var watch = WitnessWatch()
   /// This node cannot go on and offers the module to its in-sync peer.
   var offers = false
   var startByOperator = false
@@ -167,9 +171,15 @@ public struct MirrorModule: Sendable, Codable, Hashable {
       out.append(.replyConsent(token: token, reply))
     case .consentReplied(let reply): consentReplied(reply)
     case .consentFailed(let nonce, let why): consentFailed(nonce, why)
+    case .witnessRead(let id, let reading): witnessRead(id, reading)
+    case .witnessSwapped(let id): witnessSwapped(id)
+    case .peerFenced(let id): peerFenced(id)
+    case .pingAnswered(let id): pingAnswered(id)
+    case .arbiterFailed(let id, let why): arbiterFailed(id, why)
     case .persistFailed(let why): persistFailed(why)
     case .settings(let changed):
       let node = settings.node
+      if settings.arbiter != changed.arbiter { forgetArbiter() }
       settings = changed
       precondition(node == changed.node, "a node cannot change its number")
     case .timer: break
@@ -311,6 +321,7 @@ public struct MirrorModule: Sendable, Codable, Hashable {
     blockedBy = why
     offers = false
     openAsk = nil
+    dropArbitration()
     bringUp = nil
     dropSession()
     for timer in TimerKind.allCases where timer != .peerUnknown { timers[timer] = nil }

@@ -4,8 +4,23 @@ import Model
 public enum ArbiterPolicy: String, Sendable, Codable, Hashable {
   /// After the detection time the survivor goes on. Can split, and says so.
   case none
+  /// As `none`, if one of the configured addresses answers: a node whose own network is gone stays off. Can split all the same.
+  case ping
   /// Nobody: freeze until the peer consents or the operator decides.
   case wait
+  /// A register in etcd, changed by compare-and-swap.
+  case witness
+  /// An agent powers the peer off.
+  case fence
+  /// Both must say yes: the witness picks the one, the fence makes sure of the other.
+  case witnessAndFence
+
+  public var asksWitness: Bool { self == .witness || self == .witnessAndFence }
+  public var fences: Bool { self == .fence || self == .witnessAndFence }
+  /// It gives rights that prove nothing: both nodes may get one.
+  public var isUnproven: Bool { self == .none || self == .ping }
+  /// It may decide against a peer that is there but gives no consent (R11). A node that answers is not powered off.
+  var overrulesLivePeer: Bool { isUnproven || self == .witness }
 }
 
 /// Everything a module core is told once. Durations are checked when the configuration is loaded (docs/timing.md).
@@ -34,6 +49,19 @@ public struct MirrorSettings: Sendable, Codable, Hashable {
   public static let consentRetry: Duration = .seconds(1)
   /// A request for consent without an answer counts as refused after this.
   public static let consentAnswerMax: Duration = .seconds(5)
+  /// Pause before an arbiter that gave no right is asked again.
+  public static let arbiterRetry: Duration = .seconds(2)
+  /// The shell must have answered a read, a swap or a ping by then.
+  public static let arbiterAnswerMax: Duration = .seconds(15)
+  /// The shell must have answered `fencePeer` by then.
+  public static let fenceAnswerMax: Duration = .seconds(180)
+  /// Two nodes that lost sight of each other must not power each other off: the one without the guest fences twice this later, node 2
+  /// once this later.
+  public static let fenceStagger: Duration = .seconds(2)
+  /// From the moment a node is in sync, or alone, to its first look at the witness.
+  public static let witnessFirstLook: Duration = .seconds(1)
+  /// From one look at the witness to the next; up to a quarter is added at random.
+  public static let witnessLook: Duration = .seconds(10)
   /// Under policy `none`: how much longer than the detection time a node asks a peer that is there, serves nobody and gives no
   /// consent, before the policy decides.
   public static let consentPatience: Duration = .seconds(7)

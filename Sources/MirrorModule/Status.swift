@@ -16,6 +16,8 @@ public struct MirrorStatus: Sendable, Codable, Hashable {
   public var sentence: String
   public var since: Instant
   public var resync: ResyncProgress?
+  /// The witness would give no right now, and why: DEGRADED before the day it is needed. nil = it would, or is not used.
+  public var arbiterTrouble: String?
 }
 
 extension MirrorModule {
@@ -28,7 +30,7 @@ extension MirrorModule {
       splitGeneration: splitWith?.generation,
       sentence: splitWith != nil
         ? splitSentence : guestSentence,
-      since: sentenceSince, resync: resync)
+      since: sentenceSince, resync: resync, arbiterTrouble: watch.trouble)
   }
 
   private var splitSentence: String {
@@ -53,9 +55,9 @@ extension MirrorModule {
     return switch phase {
     case .stopped: (.stop, .ready)
     case .waiting:
-      (record.map { $0.standing == .uptodate } ?? false) && isContinuous
+      isContinuous && arbiterRefusal == nil
         ? (.second, .transient) : (.wait, waitsForOthers ? .blocked : .transient)
-    case .frozen: (.prim, peerAlive == false && settings.arbiter == .wait ? .blocked : .transient)
+    case .frozen: (.prim, peerAlive == false && arbiterGivesNothing ? .blocked : .transient)
     case .alone: (.alone, guestUp)
     case .adopting: (.prim, .transient)
     case .prim: (.prim, guestUp)
@@ -69,8 +71,10 @@ extension MirrorModule {
 
   private var waitsForOthers: Bool {
     guard let record, engineReady, peerAlive == false else { return false }
-    return record.standing != .uptodate || settings.arbiter == .wait
+    return record.standing != .uptodate || arbiterGivesNothing || settings.arbiter.fences && !isContinuous
   }
+
+  private var arbiterGivesNothing: Bool { settings.arbiter == .wait || arbiterRefusal != nil }
 
   /// True while this node's engine serves, or may soon serve, a guest's writes: its disks must not be touched by others.
   public var ownsGuest: Bool {
@@ -78,6 +82,12 @@ extension MirrorModule {
     case .frozen, .alone, .adopting, .prim, .closing: true
     default: false
     }
+  }
+
+  /// Why a register that reads so would give this node no right; nil = it would.
+  public func witnessObjection(to reading: WitnessReading) -> String? {
+    guard let record else { return "this node has no usable record of the module" }
+    return objection(to: reading, record)
   }
 
   /// The durable record as this core last wrote it.

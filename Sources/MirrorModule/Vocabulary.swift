@@ -79,6 +79,11 @@ public enum PeerMessage: Sendable, Codable, Hashable {
   case giveUp(Generation, kept: Generation)
   /// R12: the receiver of `giveUp` keeps this branch.
   case goOn(Generation)
+  /// R5: the primary found a register that one of the nodes does not know, and has read it; the secondary, in sync in this session,
+  /// takes this witness as the one it knows.
+  case adoptWitness(WitnessMark)
+  /// It is durable there.
+  case witnessAdopted(WitnessMark)
 }
 
 /// R5, over the control link, outside any session.
@@ -194,6 +199,15 @@ public enum Event: Sendable, Codable, Hashable {
   case consentRequested(ConsentRequest, token: UInt64)
   case consentReplied(ConsentReply)
   case consentFailed(nonce: UInt64, why: String)
+  case witnessRead(id: UInt64, WitnessReading)
+  /// The witness answered a swap, whatever it said: only a later read grants (R5).
+  case witnessSwapped(id: UInt64)
+  /// The fence agent said "off" and its status confirmed it.
+  case peerFenced(id: UInt64)
+  /// One of the addresses of the policy `ping` answered.
+  case pingAnswered(id: UInt64)
+  /// No answer to a `readWitness`, `swapWitness`, `fencePeer` or `ping`, or a negative one.
+  case arbiterFailed(id: UInt64, why: String)
   /// Nothing after the failed `persist` of that list was executed. Comes before any other event: until it is handled the
   /// core believes what it wrote. Only a fresh core and `loaded` end the state it leads to.
   case persistFailed(why: String)
@@ -229,6 +243,15 @@ public enum Directive: Sendable, Codable, Hashable {
   case archiveBranch(Generation, kept: Generation)
   case askConsent(ConsentRequest)
   case replyConsent(token: UInt64, ConsentReply)
+  /// R5: a linearizable read of this module's register. Answered by `witnessRead` or `arbiterFailed`.
+  case readWitness(id: UInt64)
+  /// R5: write the register if its last change is still `expect` (0 = there is none). Answered by `witnessSwapped` or `arbiterFailed`;
+  /// either way it may have happened, or may still happen.
+  case swapWitness(id: UInt64, expect: Int64, WitnessRegister)
+  /// R5: power the peer off and have that confirmed. Answered by `peerFenced` or `arbiterFailed`.
+  case fencePeer(id: UInt64)
+  /// Answered by `pingAnswered` if one of the policy's addresses answers, else by `arbiterFailed`.
+  case ping(id: UInt64)
   case answer(commandID: UInt64, Answer)
   case journal(Severity, Reason)
   case wake(at: Instant)

@@ -52,6 +52,8 @@ public struct DurableRecord: Sendable, Codable, Hashable {
   public var pairing: UInt64?
   /// The module's role when it was last in sync (R7: last writer).
   public var wroteLast: Bool
+  /// R5: the witness as it was last seen; nil = never while both nodes were in sync: then it gives this node no right.
+  public var witness: WitnessMark?
 
   public init(generation: Generation, standing: Standing) {
     self.generation = generation

@@ -14,8 +14,20 @@ public enum ClusterPorts {
 public enum Arbiter: String, Codable, Sendable, Hashable, CaseIterable {
   /// Go on alone after the detection time, without asking anybody. Can split; status says so.
   case policyNone = "policy=none"
+  /// As `policy=none`, if a ping address answers. Can split; status says so.
+  case policyPing = "policy=ping"
   /// Freeze until the peer consents or the operator decides.
   case wait
+  /// A register in etcd decides.
+  case witness
+  /// An agent powers the peer off.
+  case fence
+  /// Both must say yes.
+  case witnessAndFence = "witness+fence"
+
+  public var asksWitness: Bool { self == .witness || self == .witnessAndFence }
+  public var fences: Bool { self == .fence || self == .witnessAndFence }
+  public var canSplit: Bool { self == .policyNone || self == .policyPing }
 }
 
 /// What the arbiter may do for a node that has just booted and does not see its peer.
@@ -85,6 +97,12 @@ public struct ClusterConfiguration: Codable, Sendable, Hashable {
   /// No beat on any link for this long: the peer counts as lost. 1 s to 120 s, at least four pulses.
   public var detection: Duration
   public var arbiter: Arbiter
+  /// nil = none is set up. Stays when another arbiter is chosen.
+  public var witness: WitnessConfiguration?
+  /// What powers that node off.
+  public var fences: [NodeID: FenceConfiguration] = [:]
+  /// For `policy=ping`: numeric addresses outside the two hosts, at most `pingAddressCountMax`.
+  public var pingAddresses: [String] = []
   /// How long a node that has just booted waits for its peer. From the detection time to one hour.
   public var bootWait: Duration
   public var bootPolicy: BootPolicy

@@ -44,8 +44,7 @@ extension ClusterConfiguration {
       configuration.detection = try heartbeat.duration("detection", default: detectionDefault)
     }
     if let element = try cluster.atMostOne("arbiter") {
-      let arbiter = try ElementReader(element, file: file, attributes: ["kind"])
-      configuration.arbiter = try arbiter.value("kind", allowed: words(Arbiter.self), Arbiter.init(rawValue:))
+      try configuration.readArbiter(element, file: file)
     }
     if let element = try cluster.atMostOne("boot") {
       let boot = try ElementReader(element, file: file, attributes: ["wait", "policy"])
@@ -101,7 +100,7 @@ extension ClusterConfiguration {
     if Values.name(name) == nil {
       found.append(.init(.value, label("cluster", name), "its name is not accepted", Values.nameAllowed))
     }
-    found += linkProblems(ids: ids) + timingProblems()
+    found += linkProblems(ids: ids) + timingProblems() + arbiterProblems()
     return found
   }
 
@@ -189,11 +188,13 @@ extension ClusterConfiguration {
           what: "one link only: a broken cable or switch looks like a dead host",
           whatToDo: "add a second, independent network with 'vmha cluster set add-link'"))
     }
-    if arbiter == .policyNone {
+    if arbiter.canSplit {
       found.append(
         .init(
-          what: "can split: with arbiter policy=none both nodes go on alone when they lose sight of each other",
-          whatToDo: "use independent links, or 'vmha cluster set arbiter=wait' to let the operator decide"))
+          what:
+            "can split: no witness; with arbiter \(arbiter.rawValue) both nodes go on alone when they lose sight of "
+            + "each other",
+          whatToDo: "vmha cluster set arbiter=witness witness-endpoints=URL (docs/operating/arbiters.md)"))
     }
     return found
   }
@@ -224,8 +225,9 @@ extension ClusterConfiguration {
         <!-- A beat each pulse on every link; no beat on any link for the detection time: the peer is lost. -->
         <heartbeat pulse="\(time(pulse))" detection="\(time(detection))"/>
 
-        <!-- Who may let a node go on alone: policy=none = nobody is asked (can split), wait = peer or operator. -->
-        <arbiter kind="\(arbiter.rawValue)"/>
+        <!-- Who may let a node go on alone: policy=none = nobody is asked (can split), wait = peer or operator;
+             witness, fence and others: docs/operating/arbiters.md. -->
+      \(arbiterXML())
 
         <!-- A node that boots waits this long for its peer; then policy: arbiter = as above, wait = go on waiting. -->
         <boot wait="\(time(bootWait))" policy="\(bootPolicy.rawValue)"/>

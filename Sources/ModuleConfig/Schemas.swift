@@ -21,7 +21,19 @@ enum Schemas {
             </optional>
             <optional>
               <element name="arbiter">
-                <attribute name="kind"><choice><value>policy=none</value><value>wait</value></choice></attribute>
+                <attribute name="kind">
+                  <choice>
+                    <value>policy=none</value><value>policy=ping</value><value>wait</value><value>witness</value>
+                    <value>fence</value><value>witness+fence</value>
+                  </choice>
+                </attribute>
+                <interleave>
+                  <optional><ref name="witness"/></optional>
+                  <zeroOrMore><ref name="fence"/></zeroOrMore>
+                  <zeroOrMore>
+                    <element name="ping"><attribute name="address"><data type="string"><param name="pattern">[0-9a-fA-F.:]+</param></data></attribute></element>
+                  </zeroOrMore>
+                </interleave>
               </element>
             </optional>
             <optional>
@@ -61,6 +73,28 @@ enum Schemas {
           </oneOrMore>
         </element>
       </define>
+      <define name="witness">
+        <element name="witness">
+          <optional><attribute name="ca"><ref name="path"/></attribute></optional>
+          <optional><attribute name="certificate"><ref name="path"/></attribute></optional>
+          <optional><attribute name="key"><ref name="path"/></attribute></optional>
+          <optional><attribute name="user"><ref name="name"/></attribute></optional>
+          <optional><attribute name="password-file"><ref name="path"/></attribute></optional>
+          <oneOrMore>
+            <element name="endpoint">
+              <attribute name="url"><data type="string"><param name="pattern">https?://.+</param></data></attribute>
+            </element>
+          </oneOrMore>
+        </element>
+      </define>
+      <define name="fence">
+        <element name="fence">
+          <attribute name="node"><ref name="node-id"/></attribute>
+          <attribute name="agent"><data type="string"><param name="pattern">fence_[a-z0-9_]+|/.+</param></data></attribute>
+          <attribute name="options"><ref name="path"/></attribute>
+        </element>
+      </define>
+      <define name="path"><data type="string"><param name="pattern">/[^/].*</param></data></define>
       <define name="node-id"><choice><value>1</value><value>2</value></choice></define>
       <define name="name">
         <data type="string"><param name="pattern">[A-Za-z0-9][A-Za-z0-9._\-]{0,63}</param></data>

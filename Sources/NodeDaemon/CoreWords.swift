@@ -2,6 +2,7 @@ import ControlAPI
 import HostSystem
 import MirrorModule
 import Model
+import ModuleConfig
 
 /// The core's guest states in the API's coarser words.
 func guestWord(_ guest: CoreGuest) -> ControlAPI.GuestState {
@@ -10,6 +11,17 @@ func guestWord(_ guest: CoreGuest) -> ControlAPI.GuestState {
   case .paused, .suspended: .paused
   case .off: .off
   case .unknown: .unknown
+  }
+}
+
+func arbiterPolicy(_ arbiter: Arbiter) -> ArbiterPolicy {
+  switch arbiter {
+  case .policyNone: .none
+  case .policyPing: .ping
+  case .wait: .wait
+  case .witness: .witness
+  case .fence: .fence
+  case .witnessAndFence: .witnessAndFence
   }
 }
 

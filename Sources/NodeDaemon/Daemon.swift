@@ -57,6 +57,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
   let operations = Operations()
   let state: Mutex<State>
   let hooks: EventHooks
+  private let lateArbiters = Mutex<Arbiters?>(nil)
   private let lateChecks = Mutex<ModuleChecks?>(nil)
   /// nil = its file cannot be opened; said in the journal.
   let peerJournal: PeerJournal?
@@ -88,6 +89,8 @@ public final class Daemon: ModuleSurroundings, Sendable {
     state = Mutex(State(nodeName: name, bootID: try HostSystem.bootID()))
     let setup = try ClusterSetup(paths: paths) { [weak self] in self?.membershipChanged($0) }
     lateSetup.withLock { $0 = setup }
+    let arbiters = Arbiters { [weak self] in self?.record(.cluster, $0 ? .warning : .notice, $1) }
+    lateArbiters.withLock { $0 = arbiters }
     let checks = ModuleChecks { [weak self] in self?.moduleConfigurations ?? [] }
     lateChecks.withLock { $0 = checks }
   }
@@ -103,6 +106,11 @@ public final class Daemon: ModuleSurroundings, Sendable {
   var checks: ModuleChecks {
     guard let checks = lateChecks.withLock({ $0 }) else { preconditionFailure("set in init") }
     return checks
+  }
+
+  var arbiters: Arbiters {
+    guard let arbiters = lateArbiters.withLock({ $0 }) else { preconditionFailure("set in init") }
+    return arbiters
   }
 
   var clusterSetup: ClusterSetup {
@@ -127,6 +135,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
     hypervisor.setEventHandler { [weak self] in self?.hypervisorSaid($0) }
     if let membership = try ClusterMembership.load(paths) { try enter(membership) }
     try checks.start()
+    try arbiters.start()
     try HostThread.start(name: "reports") { self.exchangeReports() }
     if let peerJournal { try HostThread.start(name: "peer-journal") { self.followPeerJournal(peerJournal) } }
     try HostThread.start(name: "branches") { self.watchBranches() }
@@ -136,6 +145,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
   public func stop() {
     isOver.withLock { $0 = true }
     checks.stop()
+    arbiters.stop()
     let view = snapshot()
     view.services?.stop()
     for runner in view.runners.values { runner.detach() }
@@ -157,6 +167,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
 
   private func follow(_ membership: ClusterMembership, _ services: ClusterServices) {
     services.use(membership)
+    arbiters.use(membership.configuration, node: membership.node.id)
     for runner in snapshot().runners.values { runner.reconfigure(runner.configuration) }
     let cluster = membership.configuration
     record(.cluster, .notice, "cluster '\(cluster.name)', revision \(cluster.revision), is in force")
@@ -167,6 +178,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
       $0.membership = membership
       $0.nodeName = membership.node.name
     }
+    arbiters.use(membership.configuration, node: membership.node.id)
     let services = try ClusterServices(membership, daemon: self)
     state.withLock { $0.services = services }
     let unfinished = try Adoption.unfinished(paths: paths)
@@ -253,7 +265,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
     return MirrorSettings(
       module: module.name, node: view.node, nodeName: view.nodeName, peerName: peerName,
       preferred: module.preferredNode,
-      arbiter: cluster.arbiter == .policyNone ? .none : .wait, detection: cluster.detection, bootWait: bootWait,
+      arbiter: arbiterPolicy(cluster.arbiter), detection: cluster.detection, bootWait: bootWait,
       stopTimeout: module.stopTimeout, restartsMax: module.restartsMax, restartWindow: module.restartWindow,
       bootID: view.bootID, seed: seed)
   }

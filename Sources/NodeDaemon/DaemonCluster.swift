@@ -48,12 +48,33 @@ extension Daemon {
       guard let membership = self.snapshot().membership else { throw ControlError.noCluster() }
       let changed = try self.apply(changes, to: membership.configuration)
       return try self.translated {
-        let membership = try self.clusterSetup.change(to: changed) { try self.askCluster($0) }
-        self.record(
-          .cluster, .notice, "cluster.xml changed by the operator, revision \(membership.configuration.revision)")
+        var steps = [changed]
+        if let careful = Self.stepsToArbiter(of: changed, from: membership.configuration) {
+          try changed.validate()
+          try self.checkArbiterMayChange(to: changed)
+          steps = careful
+        }
+        var membership = membership
+        for (index, step) in steps.enumerated() {
+          // A right of the arbiter before may have come while `wait` was on its way: then this node, or the other, is alone.
+          if index > 0 { try self.requireInSync("the arbiter is 'wait' now, and not \(changed.arbiter.rawValue) yet") }
+          membership = try self.changeCluster(to: step, from: membership)
+        }
         return self.description(of: membership)
       }
     }
+  }
+
+  private func changeCluster(to new: ClusterConfiguration, from old: ClusterMembership) throws -> ClusterMembership {
+    var new = new
+    new.revision = old.configuration.revision
+    let membership = try clusterSetup.change(to: new) { try self.askCluster($0) }
+    let arbiter = membership.configuration.arbiter
+    record(
+      .cluster, .notice,
+      "cluster.xml changed by the operator, revision \(membership.configuration.revision)"
+        + (arbiter == old.configuration.arbiter ? "" : "; arbiter \(arbiter.rawValue)"))
+    return membership
   }
 
   private func askCluster(_ request: ClusterPeerRequest) throws -> ClusterPeerReply {
@@ -106,6 +127,7 @@ extension Daemon {
     description.bootPolicy = cluster.bootPolicy.rawValue
     description.scrubIntervalSeconds = Int(cluster.scrubInterval.milliseconds / 1000)
     description.scrubRateMiB = cluster.scrubRateMiB
+    description.arbiterSettings = Self.settings(of: cluster)
     description.fingerprint = (try? CertificateFacts(file: paths.authorityFile)).map { hexadecimal($0.fingerprint) }
     description.certificateExpires = membership.context.validUntil.map { wallTime(of: $0) }
     description.warnings = cluster.warnings.map { StatusWarning($0.what, whatToDo: $0.whatToDo) }
@@ -118,6 +140,7 @@ extension Daemon {
     if let detection = changes.detectionMilliseconds { changed.detection = .milliseconds(detection) }
     if let wait = changes.bootWaitMilliseconds { changed.bootWait = .milliseconds(wait) }
     if let text = changes.arbiter { changed.arbiter = try Self.word(text, "arbiter") }
+    try Self.apply(changes.arbiterSettings ?? [:], to: &changed)
     if let text = changes.bootPolicy { changed.bootPolicy = try Self.word(text, "boot-policy") }
     if let seconds = changes.scrubIntervalSeconds { changed.scrubInterval = .seconds(seconds) }
     if let rate = changes.scrubRateMiB { changed.scrubRateMiB = rate }
@@ -155,6 +178,19 @@ extension Daemon {
       addresses[node.id] = address
     }
     return ClusterLink(name: link.name, replication: link.replication, addresses: addresses)
+  }
+
+  /// As `vmha cluster set` takes them.
+  private static func settings(of cluster: ClusterConfiguration) -> [String: String] {
+    let witness = cluster.witness
+    var settings = [
+      "witness-endpoints": witness?.endpoints.joined(separator: ","), "witness-ca": witness?.authorityFile,
+      "witness-certificate": witness?.certificateFile, "witness-key": witness?.keyFile, "witness-user": witness?.user,
+      "witness-password-file": witness?.passwordFile,
+      "ping": cluster.pingAddresses.isEmpty ? nil : cluster.pingAddresses.joined(separator: ","),
+    ].compactMapValues { $0 }
+    for (node, fence) in cluster.fences { settings["fence-\(node.rawValue)"] = "\(fence.agent):\(fence.optionsFile)" }
+    return settings
   }
 
   // MARK: errors

@@ -4,6 +4,7 @@ import Glibc
 import HostSystem
 import MirrorModule
 import Model
+import ModuleConfig
 import VirtualMachines
 
 // What this node does for the other one.
@@ -48,6 +49,8 @@ extension Daemon {
       return .done
     case .adoption(let bytes): return .adoption(try serveAdoption(bytes))
     case .cluster(let request): return .cluster(clusterSetup.answer(request))
+    case .rehearse(let xml):
+      return .checks(try rehearse(xml.map { try ClusterConfiguration(xml: $0, file: "the planned cluster.xml") }))
     }
   }
 

@@ -39,7 +39,15 @@ extension Daemon {
     let seconds = secondsText(cluster.detection)
     return switch cluster.arbiter {
     case .policyNone: "policy=none: goes on alone \(seconds) after the other node fell silent; can split"
+    case .policyPing:
+      "policy=ping: goes on alone \(seconds) after the other node fell silent if "
+        + "\(cluster.pingAddresses.joined(separator: " or ")) answers; can split"
     case .wait: "wait: freezes until the other node consents or the operator decides"
+    case .witness: "witness: etcd at \(cluster.witness?.endpoints.joined(separator: ", ") ?? "-") decides who goes on"
+    case .fence: "fence: goes on alone when the other node's power is proven off"
+    case .witnessAndFence:
+      "witness+fence: etcd at \(cluster.witness?.endpoints.joined(separator: ", ") ?? "-") decides who goes on, and "
+        + "the other node's power must be proven off"
     }
   }
 
@@ -124,19 +132,40 @@ extension Daemon {
     }
   }
 
+  /// What the cores of both nodes found at their registers; one line for all modules that say the same.
+  private func registerWarnings(_ view: Daemon.State) -> [StatusWarning] {
+    var modules: [String: [String]] = [:]
+    func note(_ why: String?, _ node: String, _ module: ModuleName) {
+      if let why { modules["\(node): \(why)", default: []].append(module.text) }
+    }
+    for runner in view.runners.values { note(runner.status.arbiterTrouble, view.nodeName, runner.module) }
+    for report in view.peerReports.values where view.peerAlive == true {
+      note(report.status.arbiterTrouble, peerName, report.module)
+    }
+    return modules.sorted { $0.key < $1.key }.map { why, names in
+      StatusWarning(
+        "DEGRADED: \(why) (\(names.sorted().joined(separator: ", "))): a lost node would not be taken over",
+        whatToDo: "vmha check")
+    }
+  }
+
   private func warnings(_ cluster: ClusterConfiguration, _ view: Daemon.State, _ status: ClusterStatus)
     -> [StatusWarning]
   {
     var warnings: [StatusWarning] = []
     if cluster.nodes.count < 2 {
       warnings.append(StatusWarning("the cluster has one node: nothing is protected", whatToDo: "vmha cluster ticket"))
-    } else if cluster.arbiter == .policyNone {
+    } else if cluster.arbiter.canSplit {
       // What the operator must know before the day it matters (R5 policy).
       warnings.append(
         StatusWarning(
           "can split: no witness; if both nodes live and lose sight of each other, both go on and one copy's writes are given up later",
-          whatToDo: "use independent links; or accept that a lost node stops its VMs: vmha cluster set arbiter=wait"))
+          whatToDo:
+            "vmha cluster set arbiter=witness witness-endpoints=https://HOST:2379 (docs/operating/arbiters.md); "
+            + "or accept that a lost node stops its VMs: vmha cluster set arbiter=wait"))
     }
+    for trouble in arbiters.troubles { warnings.append(StatusWarning("DEGRADED: \(trouble)", whatToDo: "vmha check")) }
+    warnings += registerWarnings(view)
     if cluster.links.count < 2 {
       warnings.append(
         StatusWarning(

@@ -14,6 +14,7 @@ protocol ModuleSurroundings: Sendable {
   var launcher: EngineLauncher { get }
   /// R5: blocks until the peer answered or could not be reached; throws with the reason.
   func askPeer(_ request: ConsentRequest, module: ModuleName) throws -> ConsentReply
+  var arbiters: Arbiters { get }
   /// nil = not known yet.
   var peerAlive: Bool? { get }
   func journal(_ severity: CoreSeverity, _ reason: Reason, module: ModuleName)
@@ -92,6 +93,10 @@ final class ModuleRunner: Sendable {
   }
 
   var status: MirrorStatus { state.withLock { $0.status } }
+  /// Why this register would give this node no right; nil = it would.
+  func witnessObjection(_ reading: WitnessReading) -> String? {
+    state.withLock { $0.core.witnessObjection(to: reading) }
+  }
   var isLoaded: Bool { state.withLock { $0.isLoaded } }
   var engineReport: EngineReport? { state.withLock { $0.engineReport } }
   var configuration: ModuleConfiguration { state.withLock { $0.configuration } }
@@ -260,6 +265,11 @@ final class ModuleRunner: Sendable {
     case .resumeGuest: keeper.resume()
     case .archiveBranch(let generation, let kept): archive(generation, kept: kept)
     case .askConsent(let request): ask(request)
+    case .readWitness(let id): surroundings.arbiters.readWitness(id, module) { [weak self] in self?.push($0) }
+    case .swapWitness(let id, let expect, let register):
+      surroundings.arbiters.swapWitness(id, module, expect: expect, register) { [weak self] in self?.push($0) }
+    case .fencePeer(let id): surroundings.arbiters.fence(id) { [weak self] in self?.push($0) }
+    case .ping(let id): surroundings.arbiters.ping(id) { [weak self] in self?.push($0) }
     case .replyConsent(let token, let reply): state.withLock { $0.consents[token] }?.fulfil(reply)
     case .answer(let id, let answer): state.withLock { $0.answers.removeValue(forKey: id) }?.fulfil(answer)
     case .journal(let severity, let reason): surroundings.journal(severity, reason, module: module)

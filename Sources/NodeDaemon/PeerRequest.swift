@@ -24,6 +24,8 @@ enum PeerRequest: Codable, Sendable {
   case verify(ModuleName, id: UInt64, repairs: Bool)
   case stopVerify(ModuleName)
   case cluster(ClusterPeerRequest)
+  /// Try the arbiter from there: the present one, or that of a cluster.xml that is to be set.
+  case rehearse(configuration: [UInt8]?)
 }
 
 enum PeerVerb: Codable, Sendable {
@@ -41,6 +43,7 @@ enum PeerReply: Codable, Sendable {
   case branches([ArchivedBranch])
   case adoption(AdoptionPeerReply)
   case cluster(ClusterPeerReply)
+  case checks([ArbiterCheck])
   case done
   case failed(why: String)
 }

@@ -17,7 +17,7 @@ import Testing
     ["cluster", "init", "--name", "c", "--link", "a=1.1.1.1,replication", "--link", "a=1.1.1.2"],
     ["cluster", "join", "10.0.0.1", "--fingerprint", "ab", "--token", "cd", "--link", "a=1.1.1.1"],
     ["cluster", "set"], ["cluster", "set", "detection"], ["cluster", "set", "detection=5"],
-    ["cluster", "set", "arbiter=witness"], ["cluster", "set", "colour=red"], ["cluster", "set", "--add-link", "a=b"],
+    ["cluster", "set", "arbiter=dice"], ["cluster", "set", "colour=red"], ["cluster", "set", "--add-link", "a=b"],
     ["drill", "vm1"], ["drill", "vm1", "--swap", "--crash"], ["drill", "--swap"],
   ])
   func wrongCommandLinesAreUsageErrors(arguments: [String]) async {
@@ -243,6 +243,36 @@ import Testing
     #expect(fake.edit { $0.changes } == changes)
     let policy = try await vmha(["cluster", "set", "arbiter=policy=none"], on: fake)
     #expect(policy.status == .success && fake.edit { $0.changes?.arbiter } == "policy=none")
+
+    let witness = try await vmha(
+      [
+        "cluster", "set", "arbiter=witness", "witness-endpoints=https://10.0.0.3:2379,https://10.0.0.4:2379",
+        "witness-user=vmha", "witness-password-file=/etc/vmha/witness.password", "fence-1=",
+      ], on: fake)
+    #expect(witness.status == .success && fake.edit { $0.changes?.arbiter } == "witness")
+    #expect(
+      fake.edit { $0.changes?.arbiterSettings } == [
+        "witness-endpoints": "https://10.0.0.3:2379,https://10.0.0.4:2379", "witness-user": "vmha",
+        "witness-password-file": "/etc/vmha/witness.password", "fence-1": "",
+      ])
+  }
+
+  @Test func checkSaysWhatWorksAndFailsIfAnythingDoesNot() async throws {
+    let table = try await vmha(["check"])
+    #expect(table.status == .failure && table.calls == ["check"])
+    #expect(
+      table.output == """
+        arbiter: witness: etcd at https://10.77.0.3:2379 decides who goes on
+
+        NODE   CHECK                        RESULT  MS  DETAIL
+        node1  read https://10.77.0.3:2379  ok       3  etcd cluster cdf8
+        node2  web: register                FAILED   1  the module's register is missing
+
+        """)
+    let json = try await vmha(["check", "--json"])
+    #expect(json.status == .failure)
+    #expect(try ControlCoding.decode(CheckReport.self, from: Data(json.output.utf8)) == Samples.check)
+    #expect(try await vmha(["check", "-q"]).output.isEmpty)
   }
 
   @Test func clusterShow() async throws {

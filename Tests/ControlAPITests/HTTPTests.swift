@@ -37,13 +37,14 @@ import Testing
       #expect(try await client.timeline(module: "vm1", limit: 7).peer == "node2")
       #expect(try await client.decisions("vm1") == Data(#"{"entries":[]}"#.utf8))
       #expect(fake.edit { $0.changes } == changes)
+      #expect(try await client.check() == Samples.check)
       #expect(fake.edit { $0.join } == join)
     }
     #expect(
       fake.calls == [
         "status", "status", "start vm1", "force-start vm1", "timeout 7", "stop vm1", "swap vm1", "crash vm1",
         "plan vm3", "add vm3", "purge vm1", "operation op-1", "init", "ticket", "join", "show", "set",
-        "timeline", "decisions vm1",
+        "timeline", "decisions vm1", "check",
       ])
   }
 

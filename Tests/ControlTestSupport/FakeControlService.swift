@@ -175,6 +175,11 @@ public final class FakeControlService: ControlService, Sendable {
     return Samples.cluster
   }
 
+  public func check() async throws -> CheckReport {
+    try record("check")
+    return Samples.check
+  }
+
   public func log(since cursor: Int64?, module: String?, limit: Int) async throws -> JournalPage {
     try record("log")
     return edit { state in
@@ -220,6 +225,17 @@ extension Samples {
     clusterName: "lab", address: "10.77.1.1", fingerprint: String(repeating: "ab", count: 32),
     token: String(repeating: "5c", count: 16), expires: WallTime(milliseconds: time.milliseconds + 900_000),
     linkNames: ["repl", "lan"])
+
+  public static let check = CheckReport(
+    arbiter: "witness: etcd at https://10.77.0.3:2379 decides who goes on",
+    checks: [
+      ArbiterCheck(
+        node: "node1", what: "read https://10.77.0.3:2379", module: nil, passed: true, detail: "etcd cluster cdf8",
+        milliseconds: 3),
+      ArbiterCheck(
+        node: "node2", what: "register", module: "web", passed: false, detail: "the module's register is missing",
+        milliseconds: 1),
+    ])
 
   public static var cluster: ClusterDescription {
     var cluster = ClusterDescription(

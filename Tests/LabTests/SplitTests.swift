@@ -82,6 +82,10 @@ extension AllLabs {
       }
     }
 
+    @Test func anyWitnessPreventsIt() async throws {
+      try await lab.scenario("a witness decides") { try await Self.theWitnessDecides(lab) }
+    }
+
     @Test func bothCablesPulled() async throws {
       try await lab.scenario("both cables of node1 pulled") {
         try await lab.healthy()

@@ -10,12 +10,22 @@ import Testing
 @Suite struct RandomRunTests {
   private func number(_ name: String) -> UInt64? { getenv(name).flatMap { UInt64(String(cString: $0)) } }
 
-  @Test(arguments: [ArbiterPolicy.wait, .none])
+  @Test(arguments: [ArbiterPolicy.wait, .none, .ping, .witness, .fence, .witnessAndFence])
   func everyRunIsSafeAndComesBack(arbiter: ArbiterPolicy) {
     if let seed = number("VMHA_SEED") { return one(seed, arbiter) }
     var failures = 0
+    var rights: [RightKind: Int] = [:]
+    // A run in which nobody ever needed the arbiter proves nothing about it.
+    defer {
+      let needed: RightKind? =
+        arbiter == .wait ? nil : arbiter.asksWitness ? .witness : arbiter.fences ? .fence : .policy
+      if let needed { #expect(rights[needed] ?? 0 >= 10, "rights obtained: \(rights)") }
+    }
     for seed in 1...(number("VMHA_SEEDS") ?? 200) {
-      guard let failure = RandomRun(seed: seed, arbiter: arbiter).failure() else { continue }
+      let run = RandomRun(seed: seed, arbiter: arbiter)
+      let failure = run.failure()
+      rights.merge(run.world.ledger.rights, uniquingKeysWith: +)
+      guard let failure else { continue }
       failures += 1
       Issue.record("VMHA_SEED=\(seed) arbiter \(arbiter.rawValue): \(failure)")
       if failures == 10 { return }

@@ -31,7 +31,11 @@ struct Transcript {
     for word in words.dropFirst() {
       switch word {
       case "arbiter=none": options.arbiter = .none
+      case "arbiter=ping": options.arbiter = .ping
       case "arbiter=wait": options.arbiter = .wait
+      case "arbiter=witness": options.arbiter = .witness
+      case "arbiter=fence": options.arbiter = .fence
+      case "arbiter=witness+fence": options.arbiter = .witnessAndFence
       case "preferred=a": options.preferred = .first
       case "preferred=b": options.preferred = .second
       default: throw Problem(text: "unknown option \(word)")
@@ -101,6 +105,13 @@ struct Transcript {
     case ("give-up-both", nil): for node in world.nodes { world.giveUp(node) }
     case ("virsh-resume", let node?): node.guest?.resume(byHand: true)
     case ("disk-error", let node?): node.engine?.breakDisk(5)
+    case ("witness-lost", nil): world.witness.isReached = [false, false]
+    case ("witness-back", nil): world.witness.isReached = [true, true]
+    case ("witness-empty", nil): world.witness.lose()
+    case ("witness-set-back", nil): world.witness.setBack()
+    case ("witness-mute", let node?): world.witness.isReached[node.index] = false
+    case ("fence-fails", let node?): node.fenceFails = true
+    case ("fence-works", let node?): node.fenceFails = false
     case ("disk-full", let node?): node.engine?.breakDisk(28)
     default: throw Problem(text: "unknown command \(words)")
     }

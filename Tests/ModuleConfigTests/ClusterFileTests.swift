@@ -128,7 +128,7 @@ private let mistakes: [ClusterMistake] = [
   .init("detection=\"5s\"", "detection=\"900ms\"", .relation, 9, "1s <= detection <= 120s must hold"),
   .init("detection=\"5s\"", "detection=\"3m\"", .relation, 9, "detection is 3m"),
   .init("wait=\"2m\"", "wait=\"4s\"", .relation, 11, "detection <= wait"),
-  .init("kind=\"wait\"", "kind=\"witness\"", .value, 10, "policy=none, wait"),
+  .init("kind=\"wait\"", "kind=\"dice\"", .value, 10, "policy=none, policy=ping, wait"),
   .init("kind=\"wait\"", "", .structure, 10, "'kind' is missing"),
   .init("policy=\"wait\"", "policy=\"never\"", .value, 11, "arbiter, wait"),
   .init("<arbiter kind=\"wait\"/>", "<arbiter kind=\"wait\"/><arbiter kind=\"wait\"/>", .structure, 10, "2 times"),
@@ -179,4 +179,49 @@ private let mistakes: [ClusterMistake] = [
     #expect(TimeText.format(duration) == text)
   }
   for wrong in ["", "s", "3", "3 s", "3S", "3.5s", "٣s", "3sec", "99999d"] { #expect(TimeText.parse(wrong) == nil) }
+}
+
+private func arbiter(_ text: String) -> String { good.replacing("<arbiter kind=\"wait\"/>", with: text) }
+
+private let fullArbiter = """
+  <arbiter kind="witness+fence">
+    <witness ca="/etc/vmha/ca.crt" certificate="/etc/vmha/c.crt" key="/etc/vmha/c.key" user="vmha"
+      password-file="/etc/vmha/password">
+      <endpoint url="https://10.0.0.3:2379"/><endpoint url="https://[fd00::3]:2379"/>
+    </witness>
+    <fence node="1" agent="fence_ipmilan" options="/etc/vmha/fence-1"/>
+    <fence node="2" agent="/opt/fence_site" options="/etc/vmha/fence-2"/>
+    <ping address="10.0.0.254"/>
+  </arbiter>
+  """
+
+@Test func arbitersAreReadAndWrittenAsRead() throws {
+  let cluster = try read(arbiter(fullArbiter))
+  #expect(cluster.arbiter == .witnessAndFence)
+  #expect(cluster.witness?.endpoints == ["https://10.0.0.3:2379", "https://[fd00::3]:2379"])
+  #expect(
+    cluster.witness?.files == ["/etc/vmha/ca.crt", "/etc/vmha/c.crt", "/etc/vmha/c.key", "/etc/vmha/password"])
+  #expect(cluster.witness?.user == "vmha")
+  #expect(cluster.fences[.second] == FenceConfiguration(agent: "/opt/fence_site", optionsFile: "/etc/vmha/fence-2"))
+  #expect(cluster.pingAddresses == ["10.0.0.254"])
+  #expect(try read(cluster.xml()) == cluster)
+  #expect(try read(cluster.xml()).xml() == cluster.xml())
+  #expect(cluster.warnings.isEmpty)
+}
+
+@Test(
+  arguments: [
+    ("<arbiter kind=\"witness\"/>", "no endpoint"), ("<arbiter kind=\"fence\"/>", "not every node"),
+    ("<arbiter kind=\"policy=ping\"/>", "no ping address"), ("<arbiter kind=\"dice\"/>", "one of these"),
+    (fullArbiter.replacing("https://10.0.0.3:2379", with: "https://10.0.0.3"), "a URL such as"),
+    (fullArbiter.replacing("https://10.0.0.3:2379", with: "http://10.0.0.3:2379"), "unencrypted"),
+    (fullArbiter.replacing(" key=\"/etc/vmha/c.key\"", with: ""), "needs its key"),
+    (fullArbiter.replacing("user=\"vmha\"", with: ""), "needs a password"),
+    (fullArbiter.replacing("node=\"2\"", with: "node=\"1\""), "two fence agents"),
+    (fullArbiter.replacing("fence_ipmilan", with: "ipmilan; reboot"), "a fence agent such as"),
+    (fullArbiter.replacing("/etc/vmha/fence-1", with: "fence-1"), "absolute path"),
+  ])
+func wrongArbitersAreRefused(_ text: String, _ says: String) {
+  let error = refusal(arbiter(text))
+  #expect(error.map { "\($0)".contains(says) } ?? false, "\(String(describing: error))")
 }

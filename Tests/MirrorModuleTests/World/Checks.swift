@@ -9,6 +9,8 @@ struct Ledger {
   /// Acknowledged, not flushed yet.
   var acknowledged: [(number: Int, branch: BranchID)] = []
   var guestStarts = 0
+  /// How often a node went alone, by its right.
+  var rights: [RightKind: Int] = [:]
   mutating func newWrite() -> Int {
     last += 1
     return last
@@ -36,7 +38,7 @@ extension World {
   /// I1: never two writers.
   func checkStep() {
     for node in nodes { checkSuspension(node) }
-    if options.arbiter == .wait, isWriter(nodes[0]), isWriter(nodes[1]) { violate("I1: two writers") }
+    if !options.arbiter.isUnproven, isWriter(nodes[0]), isWriter(nodes[1]) { violate("I1: two writers") }
   }
 
   /// I2: R2, what an acknowledgement stands on.
@@ -70,13 +72,13 @@ extension World {
     if record.standing != .uptodate || node.copy.isMixed {
       violate("I4: \(node.name) starts a guest on a copy that is \(record.standing.rawValue)")
     }
-    if options.arbiter == .wait, peer(of: node).guest != nil, isWriter(peer(of: node)) {
+    if !options.arbiter.isUnproven, peer(of: node).guest != nil, isWriter(peer(of: node)) {
       violate("I1: \(node.name) starts a guest while the peer's runs")
     }
     let holds = Set(node.copy.log)
     let promised = options.hasPowerCuts ? ledger.flushed : ledger.flushed + ledger.acknowledged
     for write in promised where !holds.contains(write.number) {
-      if options.arbiter != .wait, !record.history.contains(write.branch) { continue }
+      if options.arbiter.isUnproven, !record.history.contains(write.branch) { continue }
       return violate("I3: \(node.name) starts a guest without write \(write.number) of \(write.branch)")
     }
   }
@@ -117,6 +119,14 @@ extension World {
     case .resumeGuest: checkResume(node)
     case .askConsent:
       if record?.standing != .uptodate { violate("I4: \(node.name) asks for consent and is not up to date") }
+    case .fencePeer:
+      if record?.standing != .uptodate || record?.bootAtLastSync != "\(node.name)\(node.boot)" {
+        violate("I13: \(node.name) fences and was not in sync in this boot")
+      }
+    case .swapWitness(_, _, let register):
+      if record?.generation.branch != register.branch, record?.claim != register.branch {
+        violate("I5: \(node.name) claims before the claim is durable")
+      }
     default: break
     }
   }
@@ -143,6 +153,9 @@ extension World {
         violate("I5: \(node.name) sends ADOPT before R8.3 is durable")
       }
     case .adopted: if record.standing != .uptodate { violate("I5: \(node.name) sends ADOPTED before it is durable") }
+    case .witnessAdopted(let mark):
+      if record.witness != mark { violate("I5: \(node.name) agrees to a witness before it is durable") }
+    case .adoptWitness: break
     case .targetReady: if record.standing != .inconsistent { violate("I5: target is not durably inconsistent") }
     case .hello, .token, .giveUp, .goOn: break
     }
@@ -159,12 +172,27 @@ extension World {
       if peer(of: node).record?.generation.branch == .empty { violate("I12: both nodes have given up their branches") }
       return
     }
+    if old.generation != next.generation, let right = next.peerOutdated { ledger.rights[right, default: 0] += 1 }
     if next.generation.number < old.generation.number { violate("I6: \(node.name)'s generation goes back") }
     if old.generation != next.generation, next.peerOutdated == nil, old.standing != .inconsistent {
       violate("I6: \(node.name) raises without the mark 'peer outdated'")
     }
     if old.generation.branch != .empty, !next.history.contains(old.generation.branch) {
       violate("I6: \(node.name) leaves its history")
+    }
+  }
+
+  /// I14: in sync and settled, the witness would let either node go on: what is in its register is an ancestor of both copies.
+  func checkRegister() {
+    guard options.arbiter.asksWitness else { return }
+    for node in nodes {
+      guard let record = node.record, let register = witness.register, record.history.contains(register.branch) else {
+        return violate("I14: in sync, and the register gives \(node.name) no right")
+      }
+      if record.witness?.cluster != witness.cluster || record.witness.map({ $0.revision > witness.revision }) ?? true {
+        violate("I14: in sync, and \(node.name) does not know this witness")
+      }
+      if let trouble = status(node)?.arbiterTrouble { violate("I14: in sync, and \(node.name) says: \(trouble)") }
     }
   }
 

@@ -23,6 +23,11 @@ extension Names {
     case .replyConsent(_, .granted(let nonce, let generation, _)):
       "replyConsent \(name("n", nonce)) granted \(describe(generation))"
     case .replyConsent(_, .refused(let nonce, let why)): "replyConsent \(name("n", nonce)) refused: \(why)"
+    case .readWitness: "readWitness"
+    case .swapWitness(_, let expect, let register):
+      "swapWitness \(expect == 0 ? "create" : "compare") g\(register.number)(\(name("b", register.branch.rawValue)))"
+    case .fencePeer: "fencePeer"
+    case .ping: "ping"
     case .answer(_, .accepted(let text)): "answer accepted: \(text)"
     case .answer(_, .refused(let what, let why, let next)): "answer refused: \(what): \(why); \(next)"
     case .journal(let severity, let reason):
@@ -54,6 +59,8 @@ extension Names {
     "\(describe(record.generation)) \(record.standing.rawValue)"
       + (record.peerOutdated.map { " peerOutdated=\($0.rawValue)" } ?? "")
       + (record.consentedTo.map { " consentedTo=\(describe($0))" } ?? "") + (record.wroteLast ? " wroteLast" : "")
+      + (record.claim.map { " claim=\(name("b", $0.rawValue))" } ?? "")
+      + (record.witness.map { " witness=\($0.cluster).\($0.revision)" } ?? "")
   }
 
   private mutating func describe(_ message: PeerMessage) -> String {
@@ -68,6 +75,8 @@ extension Names {
     case .token: "TOKEN"
     case .giveUp(let branch, let kept): "GIVE-UP \(describe(branch)) for \(describe(kept))"
     case .goOn(let kept): "GO-ON \(describe(kept))"
+    case .adoptWitness(let mark): "ADOPT-WITNESS \(mark.cluster).\(mark.revision)"
+    case .witnessAdopted(let mark): "WITNESS-ADOPTED \(mark.cluster).\(mark.revision)"
     }
   }
 

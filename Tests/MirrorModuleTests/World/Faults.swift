@@ -16,7 +16,7 @@ struct RandomRun {
     options.beatsOnChangeOnly = random.chance(85)
     options.reportsExit = random.chance(50)
     options.isCalm = false
-    options.hasPowerCuts = random.chance(60)
+    options.hasPowerCuts = random.chance(60) || arbiter.fences
     world = World(options)
   }
 
@@ -59,16 +59,38 @@ struct RandomRun {
       guard world.isConverged else { return "does not come back after it was resolved: " + states }
     }
     if world.isConverged { world.checkEqualCopies() }
-    world.run(for: .seconds(20))
-    if world.isConverged { world.checkEqualCopies() }
+    world.run(for: .seconds(60))
+    if world.isConverged {
+      world.checkEqualCopies()
+      world.checkRegister()
+    }
     if let violation = world.violations.first { return violation }
-    if world.options.arbiter == .wait, world.isSplit { return "SPLIT without an unproven right" }
+    if !world.options.arbiter.isUnproven, world.isSplit { return "SPLIT without an unproven right" }
     if !world.isConverged && !world.isSplit { return "does not stay in sync" }
     return nil
   }
 
+  private func arbiterFault(at node: SimNode) {
+    let kind = world.random.below(12)
+    world.faultRecorder?("fault \(kind) of the arbiter at \(node.name)")
+    switch kind {
+    case 9, 10, 11:
+      // Both nodes see the other one lost, and both ask at the same time.
+      world.replicationUp = [false, false]
+      world.lanUp = [false, false]
+      world.run(for: world.random.milliseconds(3000...9000))
+    case 0: world.witness.isReached = [false, false]
+    case 1, 2: world.witness.isReached[node.index] = false
+    case 3, 4, 5: world.witness.isReached = [true, true]
+    case 6: node.fenceFails.toggle()
+    case 7: world.witness.setBack()
+    default: if world.random.chance(40) { world.witness.lose() }
+    }
+  }
+
   private func fault() {
     let node = world.nodes[world.random.below(2)]
+    if world.options.arbiter.usesOthers, world.random.chance(25) { return arbiterFault(at: node) }
     let kind = world.random.below(30)
     world.faultRecorder?("fault \(kind) at \(node.name)")
     switch kind {

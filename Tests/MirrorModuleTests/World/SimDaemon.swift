@@ -77,6 +77,15 @@ final class SimDaemon {
     case .resumeGuest: resumeGuest()
     case .askConsent(let request): askConsent(request)
     case .replyConsent(let token, let reply): replies.removeValue(forKey: token)?(reply)
+    case .readWitness(let id): world.witness.read(id, for: self)
+    case .swapWitness(let id, let expect, let register): world.witness.swap(id, expect, register, for: self)
+    case .fencePeer(let id): fence(id)
+    case .ping(let id):
+      node.after(world.delay(20, 5...1500)) { [weak self] in
+        guard let self else { return }
+        let isReached = self.world.witness.isReached[self.node.index]
+        self.deliver(isReached ? .pingAnswered(id: id) : .arbiterFailed(id: id, why: "10.0.0.1 does not answer"))
+      }
     case .answer(_, let answer): answers.append(answer)
     case .journal: break
     case .wake(let at): wake(at.nanoseconds)
@@ -174,6 +183,20 @@ final class SimDaemon {
     nextToken += 1
     replies[nextToken] = reply
     deliver(.consentRequested(request, token: nextToken))
+  }
+
+  /// The agent: the peer's power goes, whatever it is doing; sometimes nobody hears of it.
+  private func fence(_ id: UInt64) {
+    let peer = world.peer(of: node)
+    let works = !node.fenceFails && (world.options.isCalm || !world.random.chance(15))
+    node.after(world.delay(300, 50...4000)) { [weak self] in
+      guard let self else { return }
+      guard works else { return self.deliver(.arbiterFailed(id: id, why: "the agent failed: no route to host")) }
+      let staysOff = !self.world.isHealed && (self.world.options.isCalm || self.world.random.chance(50))
+      staysOff ? peer.powerCut() : peer.powerCut(andOnIn: self.world.delay(0, 1...9000))
+      guard self.world.options.isCalm || !self.world.random.chance(10) else { return }
+      self.node.after(self.world.delay(50, 1...3000)) { [weak self] in self?.deliver(.peerFenced(id: id)) }
+    }
   }
 
   // MARK: the peer's beats

@@ -41,6 +41,7 @@ final class SimNode {
   var engineStartFails = false
   var suspendFails = false { didSet { if oldValue { suspendsSince = world.now } } }
   private(set) var suspendsSince: Int64 = 0
+  var fenceFails = false
   /// The next daemon activity stops dead behind this many directives.
   var daemonDiesAfter: Int?
 
@@ -103,6 +104,12 @@ final class SimNode {
     guest = nil
     let lost = world.random.below(copy.log.count - copy.flushed + 1)
     copy.log.removeLast(lost)
+  }
+
+  /// Off, and on again by somebody.
+  func powerCut(andOnIn delay: Duration) {
+    powerCut()
+    world.after(delay) { [unowned self] in world.powerOn(self) }
   }
 
   func freeze() { if isOn { isFrozen = true } }

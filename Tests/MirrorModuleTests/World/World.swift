@@ -17,6 +17,7 @@ final class World {
     var hasPowerCuts = false
   }
 
+  static let witnessTimeout: Duration = .seconds(3)
   static let tick: Duration = .milliseconds(250)
   static let detection: Duration = .seconds(3)
   static let bootWait: Duration = .seconds(10)
@@ -31,9 +32,12 @@ final class World {
   private(set) var now: Int64 = 0
   private var agenda = Agenda()
   private(set) var nodes: [SimNode] = []
+  /// Nothing is lost any more, and whoever loses its power gets it back.
+  private(set) var isHealed = false
   /// By sender.
   var replicationUp = [true, true]
   var lanUp = [true, true]
+  private(set) lazy var witness = SimWitness(world: self)
   var ledger = Ledger()
   var violations: [String] = []
   /// Receives (node, line) of everything a core decides.
@@ -135,10 +139,13 @@ final class World {
   }
 
   func heal() {
+    isHealed = true
     replicationUp = [true, true]
     lanUp = [true, true]
+    witness.isReached = [true, true]
     for node in nodes {
       node.persistFails = false
+      node.fenceFails = false
       node.guestStartFails = false
       node.suspendFails = false
       node.daemonDiesAfter = nil

@@ -1,0 +1,109 @@
+import HostSystem
+import Model
+import ModuleConfig
+
+/// R5: one of Debian's fence agents, spoken to as cluster managers do: `key=value` lines on its standard input. Calls block and throw
+/// `ArbitrationError`.
+public struct FenceAgent: Sendable {
+  /// "off" may wait for the power to be really gone.
+  public static let offMax: Duration = .seconds(60)
+  public static let statusMax: Duration = .seconds(20)
+  /// Looks at the status after "off" before it counts as not confirmed.
+  public static let looksMax = 3
+  static let outputBytesMax = 64 << 10
+
+  /// The agents' API gives the state as exit code, and 2 is "off" as well as "bad arguments" in their library: the words count too.
+  private enum Power {
+    case on, off
+    init?(_ result: ChildProcess.Result) {
+      let text = result.outputText.lowercased()
+      switch result.status {
+      case 0 where text.contains("status: on"): self = .on
+      case 2 where text.contains("status: off"): self = .off
+      default: return nil
+      }
+    }
+  }
+
+  private let configuration: FenceConfiguration
+  private let target: String
+
+  /// `target`: the host it powers off, for sentences.
+  public init(_ configuration: FenceConfiguration, target: String) {
+    self.configuration = configuration
+    self.target = target
+  }
+
+  /// Powers off and returns only when the status says so.
+  public func off() throws {
+    let options = try readOptions()
+    var why = "its status does not say off"
+    do {
+      let result = try run("off", options, Self.offMax)
+      if result.status != 0 { why = Self.lastLine(result) }
+    } catch let error as ArbitrationError { why = error.text }
+    // Whatever "off" said: only the status proves it.
+    for look in 0..<Self.looksMax {
+      if look > 0 { pause() }
+      do {
+        let result = try run("status", options, Self.statusMax)
+        let power = Power(result)
+        if power == .off { return }
+        if power == nil { why = Self.lastLine(result) }
+      } catch let error as ArbitrationError { why = error.text }
+    }
+    throw ArbitrationError(.failed, "\(configuration.agent) did not confirm that \(target) is off: \(why)")
+  }
+
+  /// The device can be reached and the login works; for health and rehearsals. Powers nothing.
+  public func monitor() throws {
+    let result = try run("monitor", readOptions(), Self.statusMax)
+    guard result.status == 0 else {
+      throw ArbitrationError(.failed, "\(configuration.agent) for \(target): \(Self.lastLine(result))")
+    }
+  }
+
+  /// True = on.
+  public func isOn() throws -> Bool {
+    let result = try run("status", readOptions(), Self.statusMax)
+    switch Power(result) {
+    case .on: return true
+    case .off: return false
+    case nil: throw ArbitrationError(.failed, "\(configuration.agent) for \(target): \(Self.lastLine(result))")
+    }
+  }
+
+  private func pause() { _ = Monitor(false).wait(timeout: .seconds(1)) { $0 ? true : nil } }
+
+  private func readOptions() throws -> String {
+    let text = try SecretFile.read(configuration.optionsFile)
+    let lines = text.split(whereSeparator: \.isNewline).map { $0.drop { $0 == " " } }
+      .filter { !$0.isEmpty && !$0.hasPrefix("#") }
+    for line in lines {
+      guard let equals = line.firstIndex(of: "="), equals > line.startIndex else {
+        throw ArbitrationError(.configuration, "\(configuration.optionsFile) has a line that is not key=value")
+      }
+      guard line[..<equals] != "action" else {
+        throw ArbitrationError(.configuration, "\(configuration.optionsFile) must not set the action")
+      }
+    }
+    return lines.map { $0 + "\n" }.joined()
+  }
+
+  private func run(_ action: String, _ options: String, _ limit: Duration) throws -> ChildProcess.Result {
+    do {
+      // Secrets go through the pipe only: no argument, no environment, no log.
+      return try ChildProcess.run(
+        [configuration.agent], input: Array((options + "action=\(action)\n").utf8), timeout: limit,
+        outputBytesMax: Self.outputBytesMax)
+    } catch {
+      throw ArbitrationError(.failed, "\(configuration.agent) (\(action), for \(target)): \(error)")
+    }
+  }
+
+  private static func lastLine(_ result: ChildProcess.Result) -> String {
+    let said = [result.errorText, result.outputText].flatMap { $0.split(whereSeparator: \.isNewline) }
+    let line = said.last { $0.contains { $0.isLetter } }.map { ": \($0.prefix(200))" } ?? ""
+    return "exit status \(result.status)\(line)"
+  }
+}

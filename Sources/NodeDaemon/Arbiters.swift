@@ -1,0 +1,156 @@
+import Arbitration
+import HostSystem
+import MirrorModule
+import Model
+import ModuleConfig
+import Synchronization
+
+/// Does what the cores ask of the arbiters, each request on a thread of its own, and watches over those that no core looks at. Never
+/// decides: every answer goes back to the core as an event.
+final class Arbiters: Sendable {
+  /// From one look to the next; up to a quarter is added at random.
+  static let lookEvery: Duration = .seconds(10)
+  /// Fence devices are slow, and some allow one login at a time: every sixth look.
+  static let looksBetweenFences = 6
+
+  typealias Tell = @Sendable (CoreEvent) -> Void
+
+  private struct State {
+    var cluster: ClusterConfiguration?
+    var node: NodeID = .first
+    var witness: EtcdWitness?
+    /// Requests that wait for the agent that is running: one at a time, however many modules lost the peer.
+    var fencing: [(id: UInt64, tell: Tell)]?
+    var trouble: [String: String] = [:]
+  }
+  private let state = Mutex(State())
+  private let isOver = Monitor(false)
+  /// What this service found: degraded (warning), or well again (notice).
+  private let report: @Sendable (_ isTrouble: Bool, _ text: String) -> Void
+
+  init(report: @escaping @Sendable (_ isTrouble: Bool, _ text: String) -> Void) { self.report = report }
+
+  func start() throws { try HostThread.start(name: "arbiters") { self.watch() } }
+  func stop() { isOver.withLock { $0 = true } }
+
+  /// A configuration that has changed nothing of the witness keeps its connections and its token.
+  func use(_ cluster: ClusterConfiguration, node: NodeID) {
+    state.withLock { state in
+      let old = state.cluster
+      state.node = node
+      state.cluster = cluster
+      if old?.arbiter != cluster.arbiter { state.trouble = [:] }
+      guard old?.witness != cluster.witness || old?.uuid != cluster.uuid else { return }
+      state.witness = cluster.witness.map { EtcdWitness($0, cluster: cluster.uuid) }
+    }
+  }
+
+  /// Sentences for the status, in a fixed order.
+  var troubles: [String] { state.withLock { state in state.trouble.keys.sorted().compactMap { state.trouble[$0] } } }
+
+  // MARK: the cores' requests
+
+  func readWitness(_ id: UInt64, _ module: ModuleName, _ tell: @escaping Tell) {
+    run(id, tell) { .witnessRead(id: id, try $0.read($0.key(of: module))) }
+  }
+
+  func swapWitness(
+    _ id: UInt64, _ module: ModuleName, expect: Int64, _ register: WitnessRegister, _ tell: @escaping Tell
+  ) {
+    run(id, tell) { witness in
+      try witness.swap(witness.key(of: module), expect: expect, register)
+      return .witnessSwapped(id: id)
+    }
+  }
+
+  func ping(_ id: UInt64, _ tell: @escaping Tell) {
+    let addresses = state.withLock { $0.cluster?.pingAddresses ?? [] }
+    start(id, tell) {
+      _ = try PingAddresses.first(of: addresses)
+      return .pingAnswered(id: id)
+    }
+  }
+
+  /// The peer is powered off for every module at once.
+  func fence(_ id: UInt64, _ tell: @escaping Tell) {
+    let (agent, isFirst) = state.withLock { state in
+      let isFirst = state.fencing == nil
+      state.fencing = (state.fencing ?? []) + [(id, tell)]
+      return (Self.agent(against: state.node.peer, state.cluster), isFirst)
+    }
+    guard isFirst else { return }
+    let finish: @Sendable (String?) -> Void = { failure in
+      let waiting = self.state.withLock { state in
+        defer { state.fencing = nil }
+        return state.fencing ?? []
+      }
+      for (id, tell) in waiting { tell(failure.map { .arbiterFailed(id: id, why: $0) } ?? .peerFenced(id: id)) }
+    }
+    guard let agent else { return finish("no fence agent is configured for the other node") }
+    do {
+      try HostThread.start(name: "fence") {
+        do {
+          try agent.off()
+          finish(nil)
+        } catch { finish("\(error)") }
+      }
+    } catch { finish("\(error)") }
+  }
+
+  static func agent(against node: NodeID, _ cluster: ClusterConfiguration?) -> FenceAgent? {
+    guard let cluster, let fence = cluster.fences[node] else { return nil }
+    return FenceAgent(fence, target: cluster.node(node)?.name ?? "\(node)")
+  }
+
+  private func run(
+    _ id: UInt64, _ tell: @escaping Tell, _ work: @escaping @Sendable (EtcdWitness) throws -> CoreEvent
+  ) {
+    guard let witness = state.withLock({ $0.witness }) else {
+      return tell(.arbiterFailed(id: id, why: "no witness is configured"))
+    }
+    start(id, tell) { try work(witness) }
+  }
+
+  private func start(_ id: UInt64, _ tell: @escaping Tell, _ work: @escaping @Sendable () throws -> CoreEvent) {
+    do {
+      try HostThread.start(name: "arbiter") {
+        do { tell(try work()) } catch { tell(.arbiterFailed(id: id, why: "\(error)")) }
+      }
+    } catch { tell(.arbiterFailed(id: id, why: "\(error)")) }
+  }
+
+  // MARK: health
+
+  private func watch() {
+    var looks = 0
+    while true {
+      let jitter = Int64(randomUInt64() % UInt64(Self.lookEvery.nanoseconds / 4))
+      if isOver.wait(timeout: Self.lookEvery + .nanoseconds(jitter), until: { $0 ? true : nil }) != nil { return }
+      let (cluster, node, witness) = state.withLock { ($0.cluster, $0.node, $0.witness) }
+      guard let cluster, cluster.nodes.count == 2 else { continue }
+      if cluster.arbiter.asksWitness, let witness {
+        note("witness", of: cluster) { _ = try witness.read(witness.rehearsalKey(of: node)) }
+      }
+      if cluster.arbiter == .policyPing {
+        note("ping", of: cluster) { _ = try PingAddresses.first(of: cluster.pingAddresses) }
+      }
+      if cluster.arbiter.fences, looks % Self.looksBetweenFences == 0 {
+        note("fence", of: cluster) { try Self.agent(against: node.peer, cluster)?.monitor() }
+      }
+      looks += 1
+    }
+  }
+
+  private func note(_ part: String, of cluster: ClusterConfiguration, _ look: () throws -> Void) {
+    var text: String?
+    do { try look() } catch { text = "the arbiter's \(part) does not work from this node: \(error)" }
+    let old = state.withLock { state -> String? in
+      // Of another configuration by now.
+      guard state.cluster == cluster else { return text }
+      defer { state.trouble[part] = text }
+      return state.trouble[part]
+    }
+    guard (old == nil) != (text == nil) else { return }
+    report(text != nil, text.map { "DEGRADED: \($0)" } ?? "the arbiter's \(part) works again from this node")
+  }
+}
