@@ -3,8 +3,8 @@ import Model
 // R5: the arbiter of a node that cannot have its peer's consent: witness, fence, both, ping.
 extension MirrorModule {
   /// The one question to the arbiter that is open.
-  struct Arbitration: Sendable, Hashable {
-    enum Step: Sendable, Hashable { case reading, swapping, fencing, pinging }
+  struct Arbitration: Sendable, Codable, Hashable {
+    enum Step: Sendable, Codable, Hashable { case reading, swapping, fencing, pinging }
     var id: UInt64
     var step: Step
     /// R4: a right that arrives after the generation changed is dropped.

@@ -2,9 +2,9 @@ import Model
 
 // R5: the register while nobody needs it: looked at, kept at this module's generation, made and mended while both nodes are in sync.
 extension MirrorModule {
-  struct WitnessWatch: Sendable, Hashable {
+  struct WitnessWatch: Sendable, Codable, Hashable {
     /// What the primary read, until the secondary has agreed to it.
-    struct Adoption: Sendable, Hashable {
+    struct Adoption: Sendable, Codable, Hashable {
       var session: SessionID
       var reading: WitnessReading
     }
