@@ -16,7 +16,7 @@ LAB_PACKAGES := libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils
 BENCH_PACKAGES := python3 qemu-system-common
 BENCH_PEERS := glusterfs-server glusterfs-client
 
-.PHONY: build release test unit lab-test demo bench fuzz lint format install uninstall packages clean
+.PHONY: build release test unit lab-test demo bench fuzz soak lint format install uninstall packages clean
 
 packages:
 	@missing=; for p in $(BUILD_PACKAGES) $(LAB_PACKAGES); do \
@@ -57,6 +57,10 @@ bench: release
 FUZZ_SECONDS = $(or $(SECONDS),60)
 fuzz: packages
 	tools/fuzz --seconds $(FUZZ_SECONDS)
+
+# Two nodes under full CPU load for MINUTES: nothing may be decided, lost or interrupted.
+soak: release
+	tools/soak --minutes $(or $(MINUTES),30)
 
 lint:
 	$(SWIFT) format lint --strict --recursive --parallel Package.swift Sources Tests
