@@ -216,6 +216,8 @@ final class SweepRig {
     let (fault, victim, other) = (fault ?? point.fault, point.node, 1 - point.node)
     for node in 0..<2 { try boot(node, node == victim && point.phase == .load ? fault : "none") }
     let session = try resync(0, to: 1)
+    // What the runs before have left would fill the disks.
+    try shell("rm -rf $1/names/*", [mountPoint(0)])
     seed &+= 1
     let guest = try SweepGuest(folder: mountPoint(0), backing: backing(0), seed: seed)
     forget()
