@@ -16,7 +16,7 @@ LAB_PACKAGES := libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils
 BENCH_PACKAGES := python3 qemu-system-common
 BENCH_PEERS := glusterfs-server glusterfs-client
 
-.PHONY: build release test unit lab-test demo bench fuzz soak lint format install uninstall packages clean
+.PHONY: build release test unit lab-test demo bench fuzz soak sim lint format install uninstall packages clean
 
 packages:
 	@missing=; for p in $(BUILD_PACKAGES) $(LAB_PACKAGES); do \
@@ -61,6 +61,12 @@ fuzz: packages
 # Two nodes under full CPU load for MINUTES: nothing may be decided, lost or interrupted.
 soak: release
 	tools/soak --minutes $(or $(MINUTES),30)
+
+# Simulated clusters: SEEDS=n of each arbiter, or SEED=n with all it decided; ARBITER=name for one. See docs/simulation.md.
+sim: packages
+	$(SWIFT) build -c release --product vmha-sim
+	.build/release/vmha-sim --arbiter $(or $(ARBITER),all) $(if $(SEED),--seed $(SEED) --trace,--seeds $(or $(SEEDS),1000)) \
+	  $(SIM_OPTIONS)
 
 lint:
 	$(SWIFT) format lint --strict --recursive --parallel Package.swift Sources Tests
