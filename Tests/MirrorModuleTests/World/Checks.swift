@@ -202,6 +202,11 @@ extension World {
     if directives.count > 40 { violate("I7: \(directives.count) directives for one event") }
   }
 
+  /// I15: a guest that ends again and again is not started for ever.
+  func checkRestarts(of node: SimNode, _ starts: Int, max: Int) {
+    if starts > 1 + max { violate("I15: \(node.name) starts its guest for the \(starts)th time") }
+  }
+
   /// I8: in sync means equal.
   func checkEqualCopies() {
     let a = nodes[0].copy
