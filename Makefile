@@ -16,7 +16,7 @@ LAB_PACKAGES := libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils
 BENCH_PACKAGES := python3 qemu-system-common
 BENCH_PEERS := glusterfs-server glusterfs-client
 
-.PHONY: build release test unit lab-test demo bench fuzz lint format install uninstall packages clean
+.PHONY: build release test unit lab-test demo bench fuzz sim lint format install uninstall packages clean
 
 packages:
 	@missing=; for p in $(BUILD_PACKAGES) $(LAB_PACKAGES); do \
@@ -57,6 +57,12 @@ bench: release
 FUZZ_SECONDS = $(or $(SECONDS),60)
 fuzz: packages
 	tools/fuzz --seconds $(FUZZ_SECONDS)
+
+# Simulated clusters: SEEDS=n of each arbiter, or SEED=n with all it decided; ARBITER=name for one. See docs/simulation.md.
+sim: packages
+	$(SWIFT) build -c release --product vmha-sim
+	.build/release/vmha-sim --arbiter $(or $(ARBITER),all) $(if $(SEED),--seed $(SEED) --trace,--seeds $(or $(SEEDS),1000)) \
+	  $(SIM_OPTIONS)
 
 lint:
 	$(SWIFT) format lint --strict --recursive --parallel Package.swift Sources Tests

@@ -98,10 +98,19 @@ let package = Package(
     .executableTarget(
       name: "vmha-replicad", dependencies: ["ReplicatedFiles", "HostSystem", "Model", "CKeeper"], swiftSettings: strict),
 
+    // The simulated world, and the program that runs many of it; not installed
+    module("Simulation", ["Model", "MirrorModule"]),
+    .executableTarget(
+      name: "vmha-sim",
+      dependencies: [
+        "Simulation", "MirrorModule", "HostSystem", "Model",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      ], swiftSettings: strict),
+
     tests("HostSystem", ["Model"]),
     tests("SecureLinks", ["Model", "HostSystem", "COpenSSL"]),
     tests("Membership", ["Model"]),
-    tests("MirrorModule", ["Model"], exclude: ["Transcripts"]),
+    tests("MirrorModule", ["Model", "Simulation"], exclude: ["Transcripts"]),
     tests("Replication", ["Model"]),
     tests("ModuleConfig", ["Model", "HostSystem"]),
     tests("Arbitration", ["Model", "HostSystem", "ModuleConfig"]),

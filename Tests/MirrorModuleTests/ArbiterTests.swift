@@ -2,6 +2,8 @@ import MirrorModule
 import Model
 import Testing
 
+@testable import Simulation
+
 /// R5, step by step: what the arbiter's answers may lead to.
 @Suite struct ArbiterTests {
   private let start = Instant(nanoseconds: 0)

@@ -2,6 +2,8 @@ import MirrorModule
 import Model
 import Testing
 
+@testable import Simulation
+
 /// Single steps that a world meets seldom.
 @Suite struct CoreTests {
   private let session = SessionID(rawValue: 9)

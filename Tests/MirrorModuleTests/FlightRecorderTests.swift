@@ -4,6 +4,7 @@ import Model
 import Testing
 
 @testable import MirrorModule
+@testable import Simulation
 
 @Suite struct FlightRecorderTests {
   /// As it travels: through JSON.

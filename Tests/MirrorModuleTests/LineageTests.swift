@@ -2,6 +2,8 @@ import MirrorModule
 import Model
 import Testing
 
+@testable import Simulation
+
 @Suite struct LineageTests {
   private static func hello(
     _ node: NodeID, _ branches: [UInt64], _ standing: Standing = .uptodate, alone: Bool = false, guest: Bool = false,

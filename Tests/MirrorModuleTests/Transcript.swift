@@ -1,6 +1,8 @@
 import MirrorModule
 import Model
 
+@testable import Simulation
+
 /// One scenario: the commands of a transcript file, and the text that they produce now.
 ///
 /// A file holds `#` comments, `>` command lines and the output of each. The first command line names the options.
@@ -50,7 +52,7 @@ struct Transcript {
     world.recorder = { [unowned world] node, line in lines.append("  \(Self.time(world.now)) \(node.name) \(line)") }
     for command in commands { try Self.perform(command, in: world) }
     world.recorder = nil
-    if let violation = world.violations.first { throw Problem(text: violation) }
+    if let violation = world.violations.first { throw Problem(text: "\(violation)") }
     text += lines.map { $0 + "\n" }.joined()
     for node in world.nodes {
       guard let status = world.status(node) else {

@@ -72,6 +72,7 @@ final class SimNode {
 
   func startDaemon() {
     guard isOn, daemon == nil else { return }
+    if record?.standing == .uptodate, record?.peerOutdated != nil, wish.started { world.meet(.startByStanding) }
     daemon = SimDaemon(node: self)
     daemon?.start()
   }
@@ -83,6 +84,7 @@ final class SimNode {
 
   func killEngine(_ why: String = "killed by signal 9") {
     guard let gone = engine else { return }
+    world.meet(.engineKilled)
     gone.leave()
     let watcher = daemon
     after(.milliseconds(2)) { [unowned self] in
@@ -94,6 +96,8 @@ final class SimNode {
 
   func powerCut() {
     guard isOn else { return }
+    world.meet(.powerCut)
+    if !world.peer(of: self).isOn { world.meet(.blackout) }
     isOn = false
     isFrozen = false
     deferred = []
@@ -112,10 +116,15 @@ final class SimNode {
     world.after(delay) { [unowned self] in world.powerOn(self) }
   }
 
-  func freeze() { if isOn { isFrozen = true } }
+  func freeze() {
+    guard isOn, !isFrozen else { return }
+    world.meet(.hostFrozen)
+    isFrozen = true
+  }
 
   func thaw() {
     guard isFrozen else { return }
+    world.meet(.hostThawed)
     isFrozen = false
     thawedAt = world.now
     // A stall of its own must not make a daemon believe that its peer is gone.
@@ -181,6 +190,7 @@ final class SimGuest {
   /// `byHand`: somebody else's `virsh resume`.
   func resume(byHand: Bool = false) {
     guard node.guest === self, isSuspended else { return }
+    if byHand { node.world.meet(.resumedByHand) }
     isSuspended = false
     runsSince = node.world.now
     node.tellGuest(byHand ? .guestResumed : .guestReleased)

@@ -49,7 +49,10 @@ final class SimDaemon {
     world.checkLoad(node, events: eventsInSecond.count, directives: directives)
     for directive in directives {
       if let left = node.daemonDiesAfter {
-        if left == 0 { return node.killDaemon() }
+        if left == 0 {
+          world.meet(.vmhadKilledBetweenDirectives)
+          return node.killDaemon()
+        }
         node.daemonDiesAfter = left - 1
       }
       world.record(node, directive)
@@ -60,9 +63,13 @@ final class SimDaemon {
   /// False when the list must stop here.
   private func execute(_ directive: Directive) -> Bool {
     world.checkBefore(directive, at: node)
+    world.meet(directive)
     switch directive {
     case .persist(let record):
-      if node.persistFails { return false }
+      if node.persistFails {
+        world.meet(.recordNotWritten)
+        return false
+      }
       world.checkPersist(record, at: node)
       node.record = record
     case .persistWish(let wish):
@@ -123,6 +130,7 @@ final class SimDaemon {
   private func startGuest() {
     guard node.guest == nil else { return }
     guard let engine = node.engine, engine.isMounted, !node.guestStartFails else {
+      world.meet(.guestDoesNotStart)
       return node.after(.milliseconds(50)) { [weak self] in
         self?.deliver(.guestStartFailed(why: "cannot access its disk"))
       }
@@ -154,6 +162,7 @@ final class SimDaemon {
   private func suspendGuest() {
     guard let guest = node.guest else { return }
     if node.suspendFails {
+      world.meet(.guestNotSuspended)
       return afterCalls { [weak self] in self?.deliver(.guestSuspendFailed(why: "libvirt is busy")) }
     }
     afterCalls { guest.suspend() }
@@ -180,8 +189,10 @@ final class SimDaemon {
     guard world.reaches(from: node), world.reaches(from: peer) else { return }
     peer.after(world.delay(5, 1...800)) { [weak self] in
       peer.daemon?.answerConsent(request) { reply in
-        guard let self, self.world.reaches(from: peer), self.world.options.isCalm || !self.world.random.chance(10)
-        else { return }
+        guard let self else { return }
+        guard self.world.reaches(from: peer), self.world.options.isCalm || !self.world.random.chance(10) else {
+          return self.world.meet(.consentLost)
+        }
         self.node.after(self.world.delay(5, 1...2500)) { [weak self] in self?.deliver(.consentReplied(reply)) }
       }
     }
@@ -199,10 +210,11 @@ final class SimDaemon {
     let works = !node.fenceFails && (world.options.isCalm || !world.random.chance(15))
     node.after(world.delay(300, 50...4000)) { [weak self] in
       guard let self else { return }
+      self.world.meet(works ? .peerFenced : .fenceFailed)
       guard works else { return self.deliver(.arbiterFailed(id: id, why: "the agent failed: no route to host")) }
       let staysOff = !self.world.isHealed && (self.world.options.isCalm || self.world.random.chance(50))
       staysOff ? peer.powerCut() : peer.powerCut(andOnIn: self.world.delay(0, 1...9000))
-      guard self.world.options.isCalm || !self.world.random.chance(10) else { return }
+      guard self.world.options.isCalm || !self.world.random.chance(10) else { return self.world.meet(.fenceUnheard) }
       self.node.after(self.world.delay(50, 1...3000)) { [weak self] in self?.deliver(.peerFenced(id: id)) }
     }
   }
@@ -234,6 +246,10 @@ final class SimDaemon {
       generation: status.generation ?? DurableRecord.empty.generation,
       guestRunning: status.guest.isPresent,
       offers: status.offers)
+    if beat != lastBeat {
+      if beat.offers { world.meet(.offered) }
+      if status.isSplit { world.meet(.split) }
+    }
     if beat != lastBeat || !world.options.beatsOnChangeOnly {
       lastBeat = beat
       deliver(.peerBeat(beat))

@@ -9,8 +9,6 @@ struct Ledger {
   /// Acknowledged, not flushed yet.
   var acknowledged: [(number: Int, branch: BranchID)] = []
   var guestStarts = 0
-  /// How often a node went alone, by its right.
-  var rights: [RightKind: Int] = [:]
   mutating func newWrite() -> Int {
     last += 1
     return last
@@ -19,7 +17,12 @@ struct Ledger {
 
 /// The invariants of docs/invariants.md, by number.
 extension World {
-  func violate(_ text: String) { violations.append("at \(now / 1_000_000) ms: \(text)") }
+  /// "I1: ..." by its number.
+  func violate(_ text: String) {
+    let parts = text.split(separator: ":", maxSplits: 1).map(String.init)
+    violations.append(
+      Violation(invariant: parts[0], sentence: String((parts.last ?? "").drop { $0 == " " }), atMs: now / 1_000_000))
+  }
 
   private func permitsAlone(_ policy: AcknowledgePolicy) -> Bool {
     switch policy {
@@ -172,7 +175,7 @@ extension World {
       if peer(of: node).record?.generation.branch == .empty { violate("I12: both nodes have given up their branches") }
       return
     }
-    if old.generation != next.generation, let right = next.peerOutdated { ledger.rights[right, default: 0] += 1 }
+    meet(old, next)
     if next.generation.number < old.generation.number { violate("I6: \(node.name)'s generation goes back") }
     if old.generation != next.generation, next.peerOutdated == nil, old.standing != .inconsistent {
       violate("I6: \(node.name) raises without the mark 'peer outdated'")

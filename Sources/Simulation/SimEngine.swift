@@ -197,12 +197,16 @@ final class SimEngine {
     request?.peerHasItIn = nil
     heldSince = nil
     isAway = true
+    world.meet(.engineReplaced)
     replacements += 1
     let plan = replacements
     node.after(world.delay(60, 20...900)) { [weak self] in
       guard let self, self.node.engine === self, self.isAway, self.replacements == plan else { return }
       // Sometimes it does not come back: then both end.
-      if !self.world.options.isCalm, self.world.random.chance(10) { return self.node.killEngine("it was not replaced") }
+      if !self.world.options.isCalm, self.world.random.chance(10) {
+        self.world.meet(.engineNotReplaced)
+        return self.node.killEngine("it was not replaced")
+      }
       // Whether reads wait is in its report.
       self.watchReads()
       self.isAway = false
@@ -333,6 +337,7 @@ final class SimEngine {
       guard let self, self.node.engine === self, self.policy == .resyncing(id) else { return }
       session.send(.copy(self.node.copy.log), from: self.node)
       self.policy = .settling(id)
+      self.world.meet(.resyncCopied)
       self.tell(.resyncCopied(id))
     }
   }

@@ -21,7 +21,7 @@ struct RandomRun {
   }
 
   /// What went wrong, or nil.
-  func failure() -> String? {
+  func failure() -> Violation? {
     for node in world.nodes { node.startDaemon() }
     world.run(for: .milliseconds(600))
     world.command(.start(force: false), at: world.nodes[world.random.below(2)])
@@ -42,21 +42,25 @@ struct RandomRun {
     }.joined(separator: " | ")
   }
 
-  private func healed() -> String? {
+  private func missed(_ invariant: String, _ sentence: String) -> Violation {
+    Violation(invariant: invariant, sentence: sentence, atMs: world.now / 1_000_000)
+  }
+
+  private func healed() -> Violation? {
     world.faultRecorder?("everything is healed")
     world.heal()
     world.run(for: .seconds(8))
     for node in world.nodes { world.command(.start(force: false), at: node) }
     let isBack = world.run(upTo: .seconds(120)) { world.isConverged || world.isSplit }
     if let violation = world.violations.first { return violation }
-    guard isBack else { return "does not come back: " + states }
+    guard isBack else { return missed("I9", "does not come back: " + states) }
     if world.isSplit, world.random.chance(70) {
       // Resolved, it comes back too.
       world.run(for: .seconds(2))
       world.giveUp(world.nodes[world.random.below(2)])
       _ = world.run(upTo: .seconds(120)) { world.isConverged }
       if let violation = world.violations.first { return violation }
-      guard world.isConverged else { return "does not come back after it was resolved: " + states }
+      guard world.isConverged else { return missed("I9", "does not come back after it was resolved: " + states) }
     }
     if world.isConverged { world.checkEqualCopies() }
     world.run(for: .seconds(60))
@@ -65,8 +69,9 @@ struct RandomRun {
       world.checkRegister()
     }
     if let violation = world.violations.first { return violation }
-    if !world.options.arbiter.isUnproven, world.isSplit { return "SPLIT without an unproven right" }
-    if !world.isConverged && !world.isSplit { return "does not stay in sync" }
+    if !world.options.arbiter.isUnproven, world.isSplit { return missed("I9", "SPLIT without an unproven right") }
+    if !world.isConverged && !world.isSplit { return missed("I9", "does not stay in sync: " + states) }
+    world.meet(world.isConverged ? .convergedAtEnd : .splitAtEnd)
     return nil
   }
 
@@ -97,17 +102,26 @@ struct RandomRun {
     case 0, 1: world.options.hasPowerCuts ? node.powerCut() : node.killDaemon()
     case 2, 3: world.powerOn(node)
     case 4: node.killEngine()
-    case 5: node.killDaemon()
+    case 5:
+      world.meet(.vmhadKilled)
+      node.killDaemon()
     case 6: node.daemonDiesAfter = world.random.below(12)
     case 7: node.startDaemon()
-    case 8: node.guest?.end(.failed)
+    case 8:
+      if node.guest != nil { world.meet(.guestCrashed) }
+      node.guest?.end(.failed)
     case 9: node.freeze()
     case 10, 11: node.thaw()
-    case 12: world.replicationUp = [false, false]
+    case 12:
+      world.meet(.cutReplication)
+      world.replicationUp = [false, false]
     case 13:
+      world.meet(.cutEverything)
       world.replicationUp = [false, false]
       world.lanUp = [false, false]
-    case 14: world.replicationUp[node.index] = false
+    case 14:
+      world.meet(.cutOneWay)
+      world.replicationUp[node.index] = false
     case 15:
       world.replicationUp[node.index] = false
       world.lanUp[node.index] = false

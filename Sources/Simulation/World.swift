@@ -39,7 +39,8 @@ final class World {
   var lanUp = [true, true]
   private(set) lazy var witness = SimWitness(world: self)
   var ledger = Ledger()
-  var violations: [String] = []
+  var violations: [Violation] = []
+  var coverage = Coverage()
   /// Receives (node, line) of everything a core decides.
   var recorder: ((SimNode, String) -> Void)?
   /// Receives every fault of a random run.
@@ -129,10 +130,17 @@ final class World {
       && replicationUp == [true, true]
   }
 
+  /// Virtual time in seconds.
+  var stamp: String {
+    let fraction = "\(now / 1_000_000 % 1000)"
+    return "\(now / 1_000_000_000)." + String(repeating: "0", count: 3 - fraction.count) + fraction
+  }
+
   // MARK: power and operators
 
   func powerOn(_ node: SimNode) {
     guard !node.isOn else { return }
+    meet(.boot)
     node.boot += 1
     node.isOn = true
     node.startDaemon()
@@ -162,6 +170,12 @@ final class World {
     switch verb {
     case .start, .stop: version += 1
     case .swap, .resolve: break
+    }
+    switch verb {
+    case .start: meet(.commandStart)
+    case .stop: meet(.commandStop)
+    case .swap: meet(.commandSwap)
+    case .resolve: meet(.commandResolve)
     }
     daemon.deliver(.command(Command(id: random.next(), verb: verb, wishVersion: version)))
   }

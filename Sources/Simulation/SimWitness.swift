@@ -45,8 +45,10 @@ final class SimWitness {
     }
     // Later than the answer is waited for, later than a reboot: the network keeps what it has.
     let isSlow = !isKind && world.random.chance(20)
+    if isSlow { world.meet(.witnessLate) }
     send(for: daemon, id, within: isSlow ? world.delay(0, 1...40_000) : world.delay(5, 1...900), apply)
     if !isKind, world.random.chance(10) {
+      world.meet(.witnessTwice)
       let planned = incarnation
       world.after(world.delay(0, 1...20_000)) { [unowned self] in
         if isReached[node.index], planned == incarnation { apply() }
@@ -59,13 +61,14 @@ final class SimWitness {
     node.after(World.witnessTimeout) { [weak daemon] in
       daemon?.deliver(.arbiterFailed(id: id, why: "no answer in time"))
     }
-    guard isReached[node.index], isKind || !world.random.chance(5) else { return }
+    guard isReached[node.index] else { return world.meet(.witnessUnreachable) }
+    guard isKind || !world.random.chance(5) else { return world.meet(.witnessRequestLost) }
     let planned = incarnation
     world.after(delay) { [unowned self] in if planned == incarnation { work() } }
   }
 
   private func answer(_ event: Event, at daemon: SimDaemon, _ node: SimNode) {
-    guard isReached[node.index], isKind || !world.random.chance(15) else { return }
+    guard isReached[node.index], isKind || !world.random.chance(15) else { return world.meet(.witnessAnswerLost) }
     node.after(world.delay(5, 1...900)) { [weak daemon] in daemon?.deliver(event) }
   }
 
@@ -76,6 +79,7 @@ final class SimWitness {
     guard let least = seen.map(\.modRevision).min(), seen.count == 2,
       let backup = backups.last(where: { $0.cluster == cluster && $0.modRevision < least })
     else { return }
+    world.meet(.witnessSetBack)
     (cluster, revision, modRevision, register) = backup
     incarnation += 1
     if world.random.chance(50) { revision += 40 }  // others write to it
@@ -83,6 +87,7 @@ final class SimWitness {
 
   /// All is lost: a new cluster, or the key is deleted.
   func lose() {
+    world.meet(.witnessEmptied)
     if world.options.isCalm || world.random.chance(50) {
       cluster += 1
       revision = 1
