@@ -22,6 +22,8 @@ final class SimDaemon {
   private var callsEnd: Int64 = 0
   /// Under one mount, and since the operator's last command.
   private var guestStarts = 0
+  /// No guest was started since the mount.
+  private var isFreshlyMounted = false
 
   var world: World { node.world }
   /// Events wait for a disk or a start that goes on.
@@ -78,12 +80,17 @@ final class SimDaemon {
     case .startEngine: startEngine()
     case .killEngine: node.killEngine()
     case .engine(let command):
-      if command == .mount { guestStarts = 0 }
+      if command == .mount {
+        guestStarts = 0
+        isFreshlyMounted = true
+      }
       node.engine?.receive(command, from: self)
     case .sendPeer(let session, let message): node.engine?.receive(message, in: session, from: self)
     case .startGuest:
       guestStarts += 1
       world.checkRestarts(of: node, guestStarts, max: core.settings.restartsMax)
+      if isFreshlyMounted { world.checkFreshCopy(node) }
+      isFreshlyMounted = false
       startGuest()
     case .stopGuest: node.guest.map { $0.shutDown() } ?? node.tellGuest(.guestOff(.shutdown))
     case .destroyGuest: node.guest.map { $0.destroy() } ?? node.tellGuest(.guestOff(.destroyed))
