@@ -16,7 +16,7 @@ LAB_PACKAGES := libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils
 BENCH_PACKAGES := python3 qemu-system-common
 BENCH_PEERS := glusterfs-server glusterfs-client
 
-.PHONY: build release test unit lab-test demo bench fuzz soak sim lint format install uninstall packages clean
+.PHONY: build release test unit lab-test demo bench fuzz soak sim sim-mutants lint format install uninstall packages clean
 
 packages:
 	@missing=; for p in $(BUILD_PACKAGES) $(LAB_PACKAGES); do \
@@ -68,9 +68,14 @@ sim: packages
 	.build/release/vmha-sim --arbiter $(or $(ARBITER),all) $(if $(SEED),--seed $(SEED) --trace,--seeds $(or $(SEEDS),1000)) \
 	  $(SIM_OPTIONS)
 
+# Every rule broken once: does the simulation, or a unit test, notice? ONLY=05 or ONLY="05 12" or names: those only. See docs/mutants.md.
+sim-mutants:
+	tools/sim-mutants $(if $(ONLY),$(ONLY),--write)
+
 lint:
 	$(SWIFT) format lint --strict --recursive --parallel Package.swift Sources Tests
 	tools/tidy
+	tools/sim-mutants --check
 
 format:
 	$(SWIFT) format format --in-place --recursive --parallel Package.swift Sources Tests

@@ -205,6 +205,18 @@ extension World {
     if directives.count > 40 { violate("I7: \(directives.count) directives for one event") }
   }
 
+  /// I3: R4, R10: what a fresh guest is going to see cannot be lost behind it.
+  func checkFreshCopy(_ node: SimNode) {
+    if node.copy.flushed < node.copy.log.count {
+      violate("I3: \(node.name) starts a fresh guest on a copy that is not on its disk")
+    }
+  }
+
+  /// I15: a guest that ends again and again is not started for ever.
+  func checkRestarts(of node: SimNode, _ starts: Int, max: Int) {
+    if starts > 1 + max { violate("I15: \(node.name) starts its guest for the \(starts)th time") }
+  }
+
   /// I8: in sync means equal.
   func checkEqualCopies() {
     let a = nodes[0].copy

@@ -20,6 +20,10 @@ final class SimDaemon {
   private(set) var answers: [Answer] = []
   private(set) var startedAt: Int64 = 0
   private var callsEnd: Int64 = 0
+  /// Under one mount, and since the operator's last command.
+  private var guestStarts = 0
+  /// No guest was started since the mount.
+  private var isFreshlyMounted = false
 
   var world: World { node.world }
   /// Events wait for a disk or a start that goes on.
@@ -40,6 +44,7 @@ final class SimDaemon {
 
   func deliver(_ event: Event) {
     guard node.daemon === self else { return }
+    if case .command = event { guestStarts = 0 }
     let directives = recorder.handle(event, at: Instant(nanoseconds: world.now), by: &core)
     let second = world.now / 1_000_000_000
     eventsInSecond = eventsInSecond.second == second ? (second, eventsInSecond.count + 1) : (second, 1)
@@ -74,9 +79,19 @@ final class SimDaemon {
       node.wish = wish
     case .startEngine: startEngine()
     case .killEngine: node.killEngine()
-    case .engine(let command): node.engine?.receive(command, from: self)
+    case .engine(let command):
+      if command == .mount {
+        guestStarts = 0
+        isFreshlyMounted = true
+      }
+      node.engine?.receive(command, from: self)
     case .sendPeer(let session, let message): node.engine?.receive(message, in: session, from: self)
-    case .startGuest: startGuest()
+    case .startGuest:
+      guestStarts += 1
+      world.checkRestarts(of: node, guestStarts, max: core.settings.restartsMax)
+      if isFreshlyMounted { world.checkFreshCopy(node) }
+      isFreshlyMounted = false
+      startGuest()
     case .stopGuest: node.guest.map { $0.shutDown() } ?? node.tellGuest(.guestOff(.shutdown))
     case .destroyGuest: node.guest.map { $0.destroy() } ?? node.tellGuest(.guestOff(.destroyed))
     case .archiveBranch(let generation, _): archive(generation)
