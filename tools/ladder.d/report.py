@@ -12,12 +12,12 @@ Written by `tools/lab-ladder`; do not edit. Each fault of [failures](failures.md
 * *who runs the VM* at the end of the fault, before anything is mended: the guest *stays* on its node, the *other node* runs it,
   *nobody*, or *both* (SPLIT).
 * *seconds* in which no record was acknowledged, the boot of an emulated guest included; of several rounds the longest.
-* *lost*: acknowledged records that the disk does not hold when both nodes are in sync again; of several rounds the sum. Under `none`
-  and `ping` a SPLIT is resolved for the node that served first, and the other branch's records (kept in its archive) count as lost.
+* *lost*: acknowledged records that the disk does not hold when both nodes are in sync again; of several rounds the sum. A SPLIT is
+  resolved for one side, and the other branch's records, which its archive keeps, count as lost.
 * *by hand*: what the operator had to do beside repairing the hardware.
 
-boot-wait is 15 s here (60 s by default). Measured with {programs} programs on {cpus} cores, {kernel}, load average {load} (over
-2 cores' worth, seconds are not figures).
+boot-wait is 15 s here (60 s by default). Measured with {programs} programs on {cpus} cores, {kernel}, load average {load}: where that
+is more than the cores, the seconds are no figures, and *nobody* may mean that the guest still boots.
 """
 
 
