@@ -15,6 +15,8 @@ class Fault:
     # Seconds that are watched at least, and at most until service.
     watch: float = 12
     limit: float = 45
+    # What has to be so already, and is not measured.
+    before: Callable = lambda scene: None
     # What the arbiter asks is not to be had under these: nothing to show.
     without: tuple = ()
 
@@ -42,13 +44,8 @@ def hang(scene, node, seconds):
 
 def arbiter_stops(scene):
     scene.tool("arbiter", "stop")
-    # Until both nodes have looked: what is said before the day it is needed.
-    time.sleep(15)
-
-
-def arbiter_and_power(scene, node):
-    arbiter_stops(scene)
-    scene.tool("power-cut", node)
+    # Until both nodes have looked: what is said before the day it is needed. A fence device is asked once a minute.
+    time.sleep(90 if "fence" in scene.arbiter else 15)
 
 
 FAULTS = [
@@ -75,17 +72,18 @@ FAULTS = [
           lambda s, p, c: s.tool("kill", p, "vmha-keeper", VM)),
     Fault("qemu", "QEMU killed", lambda s, p, c: s.tool("kill", p, "qemu", VM), watch=8),
     Fault("freeze", "the guest's node stands still for 10 s, then goes on", lambda s, p, c: freeze(s, p, 10), watch=20),
-    Fault("disk-full-primary", "the disk under the guest is full", lambda s, p, c: s.tool("disk", p, "fill"), limit=25),
+    Fault("disk-full-primary", "the disk under the guest is full", lambda s, p, c: s.tool("disk", p, "fill"),
+          watch=20, limit=25),
     Fault("disk-full-copy", "the disk of the copy is full", lambda s, p, c: s.tool("disk", c, "fill")),
     Fault("disk-fails-primary", "the disk under the guest gives EIO for everything",
           lambda s, p, c: s.tool("disk", p, "fail")),
     Fault("disk-fails-copy", "the disk of the copy gives EIO for everything", lambda s, p, c: s.tool("disk", c, "fail")),
     Fault("disk-hangs-primary", "the disk under the guest hangs for 20 s", lambda s, p, c: hang(s, p, 20), watch=25),
     Fault("disk-hangs-copy", "the disk of the copy hangs for 20 s", lambda s, p, c: hang(s, c, 20), watch=25),
-    Fault("arbiter", "what the arbiter asks gives no answer, nothing else", lambda s, p, c: arbiter_stops(s),
-          watch=16, without=("none",)),
-    Fault("arbiter-power", "the same, then a power cut of the guest's node",
-          lambda s, p, c: arbiter_and_power(s, p), watch=32, limit=35, without=("none",)),
+    Fault("arbiter", "what the arbiter asks gives no answer, nothing else", lambda s, p, c: None,
+          watch=8, before=arbiter_stops, without=("none",)),
+    Fault("arbiter-power", "the same, then a power cut of the guest's node", lambda s, p, c: s.tool("power-cut", p),
+          watch=20, limit=20, before=arbiter_stops, without=("none",)),
 ]
 
 

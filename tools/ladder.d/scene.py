@@ -94,7 +94,7 @@ class Scene:
     def __init__(self, name, programs, arbiter):
         self.name, self.programs, self.arbiter = name, programs, arbiter
         self.consoles = None
-        self.manual = []
+        self.manual, self.warnings = [], {}
         # What was acknowledged from here on is not yet shown to be on the disk.
         self.proven, self.lost = 0, 0
 
@@ -158,7 +158,7 @@ class Scene:
         return {node["name"]: node for node in status["nodes"]}
 
     def views(self):
-        """What each node that answers says of the VM: {node: (own part, module)}."""
+        """What each node that answers says of the VM: {node: (own part, module)}; and what it warns of."""
         found = {}
         for node in NODES:
             try:
@@ -166,7 +166,9 @@ class Scene:
                     "exec", node, "timeout", "5", "vmha", "status", "--json", limit=STATUS_MAX)
                 if code != 0:
                     continue
-                module = next(m for m in json.loads(out)["modules"] if m["name"] == VM)
+                status = json.loads(out)
+                module = next(m for m in status["modules"] if m["name"] == VM)
+                self.warnings[node] = [w["what"] for w in status["warnings"] if w["what"].startswith("DEGRADED")]
                 found[node] = (next(n for n in module["nodes"] if n["node"] == node), module)
             except (Trouble, StopIteration, ValueError):
                 continue
