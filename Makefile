@@ -10,13 +10,14 @@ BUILD_PACKAGES := gcc g++ libc6-dev pkg-config libfuse3-dev libvirt-dev libxml2-
   libcurl4-openssl-dev
 # What the lab's two nodes and their guests need at run time.
 LAB_PACKAGES := libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils fuse3 iproute2 nftables busybox-static \
-  cpio e2fsprogs procps xz-utils acl attr jq openssl fio python3-minimal iputils-ping stress-ng etcd-server etcd-client
+  cpio e2fsprogs procps xz-utils acl attr jq openssl fio python3-minimal iputils-ping stress-ng etcd-server etcd-client \
+  fence-agents
 
 # Gluster is one of the peers of the benchmark, which goes on without it.
 BENCH_PACKAGES := python3 qemu-system-common
 BENCH_PEERS := glusterfs-server glusterfs-client
 
-.PHONY: build release test unit lab-test demo bench fuzz soak sim sim-mutants lint format install uninstall packages clean
+.PHONY: build release test unit lab-test demo ladder bench fuzz soak sim sim-mutants lint format install uninstall packages clean
 
 packages:
 	@missing=; for p in $(BUILD_PACKAGES) $(LAB_PACKAGES); do \
@@ -45,6 +46,10 @@ lab-test: packages
 # Two nodes and two guests on this machine; one loses its power. KEEP=1 leaves the lab up.
 demo: release
 	tools/demo
+
+# Every fault under every arbiter, with release programs: writes docs/operating/ladder.md. An hour on an idle machine.
+ladder: release
+	tools/lab-ladder
 
 # What a write costs, beside a local file, QEMU's mirror and Gluster; and resyncs. See docs/performance.md.
 bench: BUILD_PACKAGES += $(BENCH_PACKAGES)

@@ -97,12 +97,15 @@ final class HTTPSCalls: Sendable {
     return switch code {
     case CURLE_OPERATION_TIMEDOUT:
       ArbitrationError(.timedOut, "\(place) gave no answer within \(Self.callMax.milliseconds / 1000) s")
-    case CURLE_PEER_FAILED_VERIFICATION, CURLE_SSL_CACERT_BADFILE, CURLE_SSL_CERTPROBLEM, CURLE_SSL_CONNECT_ERROR,
-      CURLE_SSL_ISSUER_ERROR:
+    case CURLE_PEER_FAILED_VERIFICATION, CURLE_SSL_CACERT_BADFILE, CURLE_SSL_CERTPROBLEM, CURLE_SSL_ISSUER_ERROR:
       ArbitrationError(
         .untrusted,
         "TLS with \(place) failed: \(detail)"
           + (witness.authorityFile.map { "; its certificate must be of the CA in \($0)" } ?? "; no witness-ca is set"))
+    case CURLE_SSL_CONNECT_ERROR:
+      ArbitrationError(
+        .untrusted, "TLS with \(place) failed: \(detail); it may not speak TLS there, or refuse this node's certificate"
+      )
     case CURLE_WRITE_ERROR: ArbitrationError(.failed, "\(place) answered more than \(Self.answerBytesMax) bytes")
     // Also where etcd ends the connection because it wants a client certificate.
     case CURLE_RECV_ERROR, CURLE_SEND_ERROR:

@@ -11,7 +11,9 @@ public enum SecretFile {
       ArbitrationError(.configuration, "\(path) cannot be used: \(why)")
     }
     var status = stat()
-    do { try HostCalls.perform("secret.stat", path: path) { stat(path, &status) } } catch { throw refuse("\(error)") }
+    do { try HostCalls.perform("secret.stat", path: path) { stat(path, &status) } } catch {
+      throw refuse(reason(error))
+    }
     guard status.st_mode & S_IFMT == S_IFREG else { throw refuse("it is not a plain file") }
     guard status.st_uid == geteuid(), status.st_mode & 0o077 == 0 else {
       throw refuse("others may read it; chown root and chmod 600 it")
@@ -19,6 +21,12 @@ public enum SecretFile {
     do { return String(decoding: try DurableFile.read(path, bytesMax: bytesMax), as: UTF8.self) } catch {
       throw refuse("\(error)")
     }
+  }
+
+  /// Why a file cannot be read, where its name is said already.
+  public static func reason(_ error: any Error) -> String {
+    guard let error = error as? HostError, error.errno != 0 else { return "\(error)" }
+    return error.errno == ENOENT ? "there is no such file on this node" : errnoText(error.errno)
   }
 
   /// The first line.

@@ -313,7 +313,9 @@ public struct MirrorModule: Sendable, Codable, Hashable {
     // R11: a node that cannot write its record sends no consent and gives up its engine; the peer uses its arbiter.
     // What the disk holds now, the old record or the new one, only a fresh `loaded` tells: until then there is none (R0).
     record = nil
-    fail("this node cannot write its durable record (\(why)); the module is given up here", kill: true)
+    fail(
+      "this node cannot write its durable record (\(why)); the module is given up here. When that is mended: "
+        + "'vmha start \(settings.module)'", kill: true)
   }
 
   mutating func fail(_ why: String, kill: Bool) {

@@ -46,7 +46,9 @@ final class ArbiterRehearsal {
         if file == witness.passwordFile || file == witness.keyFile {
           _ = try SecretFile.read(file)
         } else {
-          _ = try DurableFile.read(file, bytesMax: SecretFile.bytesMax * 16)
+          do { _ = try DurableFile.read(file, bytesMax: SecretFile.bytesMax * 16) } catch {
+            throw ArbitrationError(.configuration, SecretFile.reason(error))
+          }
         }
         return "readable"
       }

@@ -73,6 +73,10 @@ import Testing
     let dead = "http://127.0.0.1:9"
     let two = witness(server) { $0.endpoints = [dead, server.url] }
     #expect(try two.swap(key, expect: 0, register(1)))
+    let plain = failure {
+      _ = try witness(server) { $0.endpoints = [server.url.replacing("http://", with: "https://")] }.read(key)
+    }
+    #expect(plain?.text.contains("may not speak TLS") ?? false, "\(String(describing: plain))")
     server.hang()
     defer { server.goOn() }
     let begin = monotonicNow()
@@ -131,6 +135,13 @@ import Testing
     #expect(!(wrong?.text.contains("wr0ngwr0ng") ?? true))
     let open = failure { _ = try asUser("s3cret", mode: 0o644).read(key) }
     #expect(open?.code == .configuration, "\(String(describing: open))")
+    let absent = failure {
+      _ = try witness(server) {
+        $0.user = "vmha"
+        $0.passwordFile = server.file("nowhere")
+      }.read(key)
+    }
+    #expect(absent?.text.hasSuffix("nowhere cannot be used: there is no such file on this node") ?? false)
     try DurableFile.write(Array("s3cret".utf8), to: secret)
     let named = failure {
       _ = try witness(server) {

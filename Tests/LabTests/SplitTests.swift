@@ -82,8 +82,8 @@ extension AllLabs {
       }
     }
 
-    @Test func anyWitnessPreventsIt() async throws {
-      try await lab.scenario("a witness decides") { try await Self.theWitnessDecides(lab) }
+    @Test func anyArbiterPreventsIt() async throws {
+      try await lab.scenario("a witness decides, then a fence") { try await Self.theArbitersDecide(lab) }
     }
 
     @Test func bothCablesPulled() async throws {

@@ -2,16 +2,6 @@ import Foundation
 import Testing
 
 extension Lab {
-  static let witnessURL = "http://10.77.0.250:2379"
-
-  /// A real etcd on the client machine, which both nodes reach over the LAN. Its data stay between two starts.
-  func startWitness() throws -> Command {
-    try start([
-      "client", "etcd", "--data-dir", "\(memory)/etcd", "--listen-client-urls", Self.witnessURL,
-      "--advertise-client-urls", Self.witnessURL, "--listen-peer-urls", "http://127.0.0.1:2380",
-    ])
-  }
-
   /// The nodes lose sight of each other; both still reach everybody else.
   func separate() async throws {
     try await must(
@@ -33,6 +23,17 @@ extension Lab {
     return nodes
   }
 
+  /// node2 takes vm1 over by the right that `arbiter` gave.
+  func goesOn(_ arbiter: String) async throws {
+    try await until("vm1 runs on node2", on: "node2", within: 60) {
+      let own = try $0.module("vm1").nodes.first { $0.node == "node2" }
+      return own?.state == "ALONE" && own?.guest == "running"
+    }
+    let log = try await vmha("node2", "log", "vm1").out
+    #expect(log.contains("goes on alone by \(arbiter)"), "\(log)")
+    try await must("wait-for", "answer", "vm1", "--timeout", "60", within: 70)
+  }
+
   func until(_ what: String, within limit: Double, _ condition: () async throws -> Bool) async throws {
     let deadline = Date(timeIntervalSinceNow: limit)
     while try await !condition() {
@@ -43,29 +44,15 @@ extension Lab {
 }
 
 extension AllLabs.Split {
-  /// The same lab, before it splits: with a witness it does not.
-  static func theWitnessDecides(_ lab: Lab) async throws {
-    var witness = try lab.startWitness()
-    let failure: (any Error)?
-    do {
-      try await lab.healthy()
-      try await lab.until("etcd answers", within: 20) {
-        try await lab.run(["client", "etcdctl", "--endpoints", Lab.witnessURL, "get", "x"]).ok
-      }
-      try await lab.vmha(
-        "node1", "cluster", "set", "arbiter=witness", "witness-endpoints=\(Lab.witnessURL)")
-      try await lab.until("the rehearsal succeeds", within: 30) {
-        try await lab.run(["exec", "node2", "vmha", "check"]).ok
-      }
-      try await bothSeparated(lab)
-      try await powerCut(lab)
-      witness = try await powerCutWithout(witness, lab)
-      try await lab.vmha("node1", "cluster", "set", "arbiter=policy=none")
-      failure = nil
-    } catch { failure = error }
-    witness.stop()
-    _ = try await witness.finish(within: 3700)
-    if let failure { throw failure }
+  /// The same lab, before it splits: with a witness, or a fence, it does not.
+  static func theArbitersDecide(_ lab: Lab) async throws {
+    try await lab.healthy()
+    try await lab.must("arbiter", "witness", within: 200)
+    try await bothSeparated(lab)
+    try await powerCutWithoutWitness(lab)
+    try await lab.must("arbiter", "fence", within: 200)
+    try await hungHost(lab)
+    try await lab.must("arbiter", "none", within: 200)
   }
 
   private static func bothSeparated(_ lab: Lab) async throws {
@@ -85,42 +72,35 @@ extension AllLabs.Split {
     try await lab.healthy()
   }
 
-  private static func powerCut(_ lab: Lab) async throws {
-    try await lab.watching(["vm1"]) {
-      try await lab.must("power-cut", "node1")
-      try await lab.until("vm1 runs on node2", on: "node2", within: 30) {
-        let own = try $0.module("vm1").nodes.first { $0.node == "node2" }
-        return own?.state == "ALONE" && own?.guest == "running"
-      }
-      let log = try await lab.vmha("node2", "log", "vm1").out
-      #expect(log.contains("goes on alone by witness"), "\(log)")
-      try await lab.must("wait-for", "answer", "vm1", "--timeout", "60", within: 70)
-    }
-    try await lab.healthy()
-  }
-
   /// The witness is gone when it is needed: said before, waited for, and used when it is back.
-  private static func powerCutWithout(_ witness: Command, _ lab: Lab) async throws -> Command {
-    witness.stop()
-    _ = try await witness.finish(within: 3700)
+  private static func powerCutWithoutWitness(_ lab: Lab) async throws {
+    try await lab.must("arbiter", "stop")
     try await lab.until("DEGRADED is said on node2", within: 40) {
       try await lab.run(["exec", "node2", "vmha", "status"]).out.contains("DEGRADED")
     }
     #expect(try await lab.run(["exec", "node2", "vmha", "check"]).code == 1)
-    try await lab.must("power-cut", "node1")
-    for guest in Lab.guests {
-      try await lab.until("\(guest) waits for the witness", on: "node2", within: 30) {
-        let own = try $0.module(guest).nodes.first { $0.node == "node2" }
-        return own?.readiness == "blocked" && own?.sentence.contains("the witness does not answer") ?? false
+    try await lab.watching(["vm1"]) {
+      try await lab.must("power-cut", "node1")
+      for guest in Lab.guests {
+        try await lab.until("\(guest) waits for the witness", on: "node2", within: 30) {
+          let own = try $0.module(guest).nodes.first { $0.node == "node2" }
+          return own?.readiness == "blocked" && own?.sentence.contains("the witness does not answer") ?? false
+        }
+        #expect(try await lab.serving(guest) == [])
       }
-      #expect(try await lab.serving(guest) == [])
-    }
-    let again = try lab.startWitness()
-    try await lab.until("vm1 runs on node2", on: "node2", within: 30) {
-      let own = try $0.module("vm1").nodes.first { $0.node == "node2" }
-      return own?.state == "ALONE" && own?.guest == "running"
+      try await lab.must("arbiter", "start")
+      try await lab.goesOn("witness")
     }
     try await lab.healthy()
-    return again
+  }
+
+  /// A host that hangs, and would come back: the agent takes its power before the guest starts elsewhere.
+  private static func hungHost(_ lab: Lab) async throws {
+    try await lab.watching(["vm1"]) {
+      try await lab.must("freeze", "node1")
+      try await lab.goesOn("fence")
+      #expect(try await lab.must("status").out.split(separator: "\n").contains { $0.hasPrefix("node1  off") })
+    }
+    try await lab.healthy()
   }
 }

@@ -1,9 +1,11 @@
-/* recorder FOLDER NAME PORT INTERVAL_MS [full-speed]: what is worth protecting in the sample guest.
+/* recorder FOLDER NAME PORT INTERVAL_MS [full-speed] [tell-console]: what is worth protecting in the sample guest.
  *
  * Appends 128-byte records to FOLDER/records, each made durable before it is acknowledged; at start it verifies every
  * record that is there. Over TCP it tells the newest acknowledged record, so that a client on the network can keep the
  * highest one it was ever told and demand it from the guest that comes back. With full-speed it also writes random
- * blocks of FOLDER/fast without pause (fullspeed.c). One thread, no allocation in the loop. */
+ * blocks of FOLDER/fast without pause (fullspeed.c). With tell-console each record is also acknowledged on the console,
+ * which no pulled cable silences. GET /history tells which starts of the guest wrote which records on this disk. One
+ * thread, no allocation in the loop. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -25,11 +27,22 @@
 #define RECORD_BYTES 128
 #define CHECKSUM_AT (RECORD_BYTES - 10)
 #define CLIENT_WAIT_MS 500
+/* Starts of the guest that are remembered; the oldest ones are forgotten. */
+#define STARTS_MAX 512
 
 static volatile sig_atomic_t stopping;
 
+/* One start of the guest: its number, the time of its first record, its last record. Two guests that split have the
+ * same number, and hardly the same time. */
+struct start {
+  uint64_t boot, last;
+  int64_t begun_ms;
+};
+
 struct state {
-  int file;
+  int file, tell_console;
+  struct start starts[STARTS_MAX];
+  int starts_known;
   uint64_t sequence, verified, bad, boot, fast_acknowledged;
   off_t end;
   int error;
@@ -57,20 +70,29 @@ static uint32_t crc32(const char *data, size_t bytes) {
   return ~crc;
 }
 
-static void compose(char *record, const struct state *s, uint64_t sequence) {
+static void remember(struct state *s, uint64_t boot, int64_t t, uint64_t sequence) {
+  if (s->starts_known > 0 && s->starts[s->starts_known - 1].boot == boot) {
+    s->starts[s->starts_known - 1].last = sequence;
+    return;
+  }
+  if (s->starts_known == STARTS_MAX) memmove(s->starts, s->starts + 1, sizeof *s->starts * (size_t)--s->starts_known);
+  s->starts[s->starts_known++] = (struct start){boot, sequence, t};
+}
+
+static void compose(char *record, const struct state *s, uint64_t sequence, int64_t t) {
   int n = snprintf(record, RECORD_BYTES, "record %012" PRIu64 " t=%" PRId64 " boot=%" PRIu64 " fast=%" PRIu64 " ", sequence,
-                   now_ms(CLOCK_REALTIME), s->boot, fullspeed_done());
+                   t, s->boot, fullspeed_done());
   memset(record + n, '.', (size_t)(CHECKSUM_AT - n));
   snprintf(record + CHECKSUM_AT, 10, " %08" PRIx32, crc32(record, CHECKSUM_AT));
   record[RECORD_BYTES - 1] = '\n';
 }
 
-static int intact(const char *record, uint64_t wanted, uint64_t *boot, uint64_t *fast) {
+static int intact(const char *record, uint64_t wanted, int64_t *t, uint64_t *boot, uint64_t *fast) {
   char checksum[10];
   uint64_t sequence;
   snprintf(checksum, sizeof checksum, " %08" PRIx32, crc32(record, CHECKSUM_AT));
   return record[RECORD_BYTES - 1] == '\n' && memcmp(checksum, record + CHECKSUM_AT, 9) == 0
-         && sscanf(record, "record %" SCNu64 " t=%*d boot=%" SCNu64 " fast=%" SCNu64, &sequence, boot, fast) == 3
+         && sscanf(record, "record %" SCNu64 " t=%" SCNd64 " boot=%" SCNu64 " fast=%" SCNu64, &sequence, t, boot, fast) == 4
          && sequence == wanted;
 }
 
@@ -81,9 +103,10 @@ static int verify(struct state *s) {
   if (fstat(s->file, &status)) return errno;
   while (s->end < status.st_size) {
     uint64_t boot = 0, fast = 0;
+    int64_t t = 0;
     ssize_t n = pread(s->file, record, RECORD_BYTES, s->end);
     if (n < 0) return errno;
-    if (n != RECORD_BYTES || !intact(record, s->sequence + 1, &boot, &fast)) {
+    if (n != RECORD_BYTES || !intact(record, s->sequence + 1, &t, &boot, &fast)) {
       if (status.st_size - s->end > RECORD_BYTES) s->bad = s->sequence + 1;
       break;
     }
@@ -91,6 +114,7 @@ static int verify(struct state *s) {
     s->fast_acknowledged = fast;
     s->sequence++;
     s->end += RECORD_BYTES;
+    remember(s, boot, t, s->sequence);
   }
   s->verified = s->sequence;
   /* What is damaged is evidence: keep it. */
@@ -100,8 +124,8 @@ static int verify(struct state *s) {
 
 static void append(struct state *s) {
   char record[RECORD_BYTES + 1];
-  int64_t begun = now_ms(CLOCK_MONOTONIC);
-  compose(record, s, s->sequence + 1);
+  int64_t begun = now_ms(CLOCK_MONOTONIC), t = now_ms(CLOCK_REALTIME);
+  compose(record, s, s->sequence + 1, t);
   ssize_t n = pwrite(s->file, record, RECORD_BYTES, s->end);
   if (n != RECORD_BYTES) s->error = n < 0 ? errno : ENOSPC;
   else if (fdatasync(s->file)) s->error = errno;
@@ -112,8 +136,23 @@ static void append(struct state *s) {
   }
   s->sequence++;
   s->end += RECORD_BYTES;
+  remember(s, s->boot, t, s->sequence);
+  if (s->tell_console) {
+    const struct start *now = &s->starts[s->starts_known - 1];
+    printf("ACK boot=%" PRIu64 " begun=%" PRId64 " seq=%" PRIu64 "\n", now->boot, now->begun_ms, now->last);
+    fflush(stdout);
+  }
   s->latency_ms = now_ms(CLOCK_MONOTONIC) - begun;
   if (s->latency_ms > s->latency_ms_max) s->latency_ms_max = s->latency_ms;
+}
+
+static void send_history(int client, const struct state *s) {
+  static char text[STARTS_MAX * 64 + 64];
+  int n = snprintf(text, sizeof text, "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\n");
+  for (int i = 0; i < s->starts_known; i++)
+    n += snprintf(text + n, sizeof text - (size_t)n, "boot=%" PRIu64 " begun=%" PRId64 " last=%" PRIu64 "\n",
+                  s->starts[i].boot, s->starts[i].begun_ms, s->starts[i].last);
+  if (write(client, text, (size_t)n) == n) shutdown(client, SHUT_WR);
 }
 
 static void answer(int listener, const char *name, const struct state *s) {
@@ -123,7 +162,10 @@ static void answer(int listener, const char *name, const struct state *s) {
   if (client < 0) return;
   setsockopt(client, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait);
   setsockopt(client, SOL_SOCKET, SO_SNDTIMEO, &wait, sizeof wait);
-  if (read(client, request, sizeof request) > 0) {
+  ssize_t got = read(client, request, sizeof request);
+  if (got >= 13 && memcmp(request, "GET /history ", 13) == 0) {
+    send_history(client, s);
+  } else if (got > 0) {
     int error = s->error ? s->error : fullspeed_error();
     int n = snprintf(body, sizeof body,
                      "name=%s seq=%" PRIu64 " verified=%" PRIu64 " bad=%" PRIu64 " boot=%" PRIu64 " errno=%d up_ms=%" PRId64
@@ -171,14 +213,19 @@ static void start(struct state *s, const char *folder, int full_speed) {
 int main(int argc, char **argv) {
   static struct state s;
   if (argc < 5) {
-    fprintf(stderr, "usage: recorder FOLDER NAME PORT INTERVAL_MS [full-speed]\n");
+    fprintf(stderr, "usage: recorder FOLDER NAME PORT INTERVAL_MS [full-speed] [tell-console]\n");
     return 2;
   }
   int interval_ms = atoi(argv[4]);
   struct sigaction action = {.sa_handler = on_term};
   sigaction(SIGTERM, &action, 0);
   signal(SIGPIPE, SIG_IGN);
-  start(&s, argv[1], argc > 5 && strcmp(argv[5], "full-speed") == 0);
+  int full_speed = 0;
+  for (int i = 5; i < argc; i++) {
+    if (strcmp(argv[i], "full-speed") == 0) full_speed = 1;
+    if (strcmp(argv[i], "tell-console") == 0) s.tell_console = 1;
+  }
+  start(&s, argv[1], full_speed);
   int listener = listen_on(atoi(argv[3]));
   int64_t next = now_ms(CLOCK_MONOTONIC);
   while (!stopping) {

@@ -68,7 +68,7 @@ build_guest() {
 }
 
 # The address of a guest follows from its place in the list of the lab's guests, its UUID and MAC from the names.
-guest_xml() { # NAME ADDRESS DISK FORMAT INTERVAL FULL_SPEED
+guest_xml() { # NAME ADDRESS DISK FORMAT INTERVAL WORDS
   local hash uuid
   hash=$(printf '%s/%s' "$LAB_NAME" "$1" | sha256sum)
   uuid="${hash:0:8}-${hash:8:4}-4${hash:12:3}-8${hash:15:3}-${hash:18:12}"
@@ -82,7 +82,7 @@ guest_xml() { # NAME ADDRESS DISK FORMAT INTERVAL FULL_SPEED
     <type arch='x86_64' machine='pc'>hvm</type>
     <kernel>$LAB/guest/vmlinuz</kernel>
     <initrd>$LAB/guest/initrd.gz</initrd>
-    <cmdline>console=ttyS0 quiet panic=1 lab.name=$1 lab.ip=$2/24 lab.interval=$5${6:+ lab.full-speed}</cmdline>
+    <cmdline>console=ttyS0 quiet panic=1 lab.name=$1 lab.ip=$2/24 lab.interval=$5$6</cmdline>
   </os>
   <features><acpi/></features>
   <cpu mode='maximum' migratable='on'/>
@@ -124,7 +124,7 @@ need_guest() {
 }
 
 command_guest() {
-  local name=${1:-} size=64M format=raw interval=100 full="" start="" disk root temporary
+  local name=${1:-} size=64M format=raw interval=100 words="" start="" disk root temporary
   [[ $name =~ ^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$ ]] || misuse "'$name' is no guest name: 1 to 32 letters, digits, . _ -"
   shift
   NODE=1
@@ -134,7 +134,7 @@ command_guest() {
       --size) size=${2:-} && shift 2 ;;
       --format) format=${2:-} && shift 2 ;;
       --interval) interval=${2:-} && shift 2 ;;
-      --full-speed) full=yes && shift ;;
+      --full-speed | --tell-console) words+=" lab.${1#--}" && shift ;;
       --start) start=yes && shift ;;
       *) misuse "'$1' is not understood" ;;
     esac
@@ -160,7 +160,7 @@ command_guest() {
   mv "$temporary" "$root$disk"
   echo "$name" >> "$LAB/guests"
   need_guest "$name"
-  guest_xml "$name" "$ADDRESS" "$disk" "$format" "$interval" "$full" > "$LAB/guest/$name.xml"
+  guest_xml "$name" "$ADDRESS" "$disk" "$format" "$interval" "$words" > "$LAB/guest/$name.xml"
   in_node "$NODE" virsh -q -c qemu:///system define /dev/stdin < "$LAB/guest/$name.xml" > /dev/null
   in_node "$NODE" sync -f "$disk" /etc/libvirt
   if [ -n "$start" ]; then in_node "$NODE" virsh -q -c qemu:///system start "$name" > /dev/null; fi

@@ -156,6 +156,8 @@ node_power_cut() {
   ip -n "$SWITCH" link set "n$n-repl" down
   ip -n "$SWITCH" link set "n$n-lan" down
   "$TOOL" "/proc/$pid/root$root/disk"
+  # Only now: what waits for a disk that hangs must not be written first.
+  disk_go_on "$n"
   group_end "n$n"
   rm -f "$root/pid"
   network_node_down "$n"
@@ -307,7 +309,10 @@ command_install() {
 take_down() {
   local part
   group_end client
-  for part in 1 2; do group_end "n$part"; done
+  for part in 1 2; do
+    disk_go_on "$part"
+    group_end "n$part"
+  done
   network_down
   for part in 1 2; do
     if [ -e "$(node_root "$part")/disk.img" ]; then disk_released "$part"; fi
