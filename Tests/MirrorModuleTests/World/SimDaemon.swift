@@ -35,7 +35,8 @@ final class SimDaemon {
     startedAt = world.now
     deliver(
       .loaded(
-        record: node.record, wish: node.wish, guest: node.guest.map { $0.isSuspended ? .suspended : .running } ?? .off))
+        record: node.record, wish: node.wish, guest: node.guest.map { $0.isSuspended ? .suspended : .running } ?? .off,
+        limits: node.limits))
   }
 
   func deliver(_ event: Event) {
@@ -46,7 +47,7 @@ final class SimDaemon {
     world.checkLoad(node, events: eventsInSecond.count, directives: directives)
     for directive in directives {
       if let left = node.daemonDiesAfter {
-        if left == 0 { return node.killDaemon() }
+        if left == 0 { return node.diesWithHost ? node.powerCut() : node.killDaemon() }
         node.daemonDiesAfter = left - 1
       }
       world.record(node, directive)
@@ -65,6 +66,13 @@ final class SimDaemon {
     case .persistWish(let wish):
       if node.persistFails { return false }
       node.wish = wish
+    case .keepLimits(let limits): if !node.persistFails { node.limits = limits }
+    case .resolveSplit(let mine, let theirs):
+      node.after(world.delay(20, 1...500)) { [weak self] in
+        guard let self else { return }
+        let verb = Command.Verb.resolve(mine: mine, theirs: theirs)
+        self.deliver(.command(Command(id: self.world.random.next(), verb: verb, wishVersion: self.node.wish.version)))
+      }
     case .startEngine: startEngine()
     case .killEngine: node.killEngine()
     case .engine(let command): node.engine?.receive(command, from: self)
@@ -132,7 +140,7 @@ final class SimDaemon {
     let asked = node.copy.log
     node.after(world.delay(800, 100...4000)) { [weak self] in
       guard let self, self.node.daemon === self else { return }
-      if self.node.persistFails {
+      if self.node.persistFails || self.node.archiveFails {
         return self.deliver(.branchArchiveFailed(generation.branch, why: "No space left on device"))
       }
       if self.node.copy.log != asked {
