@@ -39,6 +39,10 @@ struct ClusterCommand: ParsableCommand {
       table.add([Styled(name), Styled(value)])
     }
     if let policy = cluster.bootPolicy { table.add(["boot policy", Styled(policy)]) }
+    if let seconds = cluster.forceAfterSeconds {
+      table.add(["force after", Styled(seconds == 0 ? "off" : Wording.roughly(seconds: Int64(seconds)))])
+    }
+    if let policy = cluster.splitPolicy { table.add(["split policy", Styled(policy)]) }
     if let seconds = cluster.scrubIntervalSeconds {
       let rate = cluster.scrubRateMiB.map { ", at most \($0) MiB/s" } ?? ""
       let text = seconds == 0 ? "never" : "every \(Wording.roughly(seconds: Int64(seconds)))\(rate)"

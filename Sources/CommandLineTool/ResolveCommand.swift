@@ -71,10 +71,17 @@ struct ResolveCommand: ToolCommand {
 }
 
 extension Wording {
+  static func moment(_ time: WallTime?) -> String {
+    time.map { "\($0.localDate) \($0.localTimeOfDay)" } ?? "a time not known"
+  }
+
+  /// Of a copy that waits: "in sync until 2026-11-23 03:12:30, last written 2026-11-23 03:12:29 (4 h 2 min ago)".
+  static func age(_ facts: BranchFacts, now: WallTime) -> String {
+    let ago = facts.lastWrite.map { " (\(roughly(seconds: (now - $0).components.seconds)) ago)" } ?? ""
+    return "in sync until \(moment(facts.lastInSync)), last written \(moment(facts.lastWrite))\(ago)"
+  }
+
   static func branch(_ facts: BranchFacts) -> String {
-    func moment(_ time: WallTime?) -> String {
-      time.map { "\($0.localDate) \($0.localTimeOfDay)" } ?? "a time not known"
-    }
     let written = facts.bytesWritten.map { "at most \(bytes($0))" } ?? "an unknown part of it"
     return
       "alone since \(moment(facts.since)), last written \(moment(facts.lastWrite)), \(written) written since in sync"

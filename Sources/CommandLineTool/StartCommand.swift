@@ -19,8 +19,10 @@ struct StartCommand: ToolCommand {
   func execute(_ tool: Tool) async throws -> ExitStatus {
     let names = try await selection.resolve(tool)
     if force {
-      tool.console.errorLine("--force starts from this copy whatever it is worth: writes that only the other node has")
-      tool.console.errorLine("are lost, or, if the other node runs too, the module splits.")
+      let status = try await tool.client.status()
+      for module in status.modules where names.contains(module.name) {
+        for line in ForceWarning.lines(module, on: status.thisNode, now: status.time) { tool.console.errorLine(line) }
+      }
       try tool.confirm("Start \(Wording.list(names)) by force?", yes: yes)
     }
     let action = ModuleAction(tool: tool, isQuiet: common.quiet, json: json, wait: wait, waitSecondsDefault: 180)

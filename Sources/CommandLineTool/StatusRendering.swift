@@ -104,7 +104,8 @@ struct StatusRendering {
     if let operation = module.operation { return Styled(operation, .yellow) }
     let current = module.nodes.filter(\.current)
     if let blocked = current.first(where: { $0.readiness == .blocked }) {
-      return Styled("\(blocked.node): \(blocked.sentence)", .red)
+      let age = blocked.branch.map { ". Its data: " + Wording.age($0, now: status.time) } ?? ""
+      return Styled("\(blocked.node): \(blocked.sentence)\(age)", .red)
     }
     if let count = module.verification?.differingCount, count > 0 {
       return Styled("the copies DIFFER, see vmha status \(module.name)", .red)
@@ -152,7 +153,10 @@ struct StatusRendering {
       let generation = node.generation.map { "generation \($0.number), branch \($0.branch)" } ?? "no generation"
       table.add(["copy", Styled("\(node.standing?.rawValue ?? "unknown"), \(generation)")])
       if let resync = node.resync { table.add(["resync", Styled(text(resync))]) }
-      if let branch = node.branch { table.add(["branch", Styled(Wording.branch(branch))]) }
+      if let branch = node.branch {
+        let text = module.split ? Wording.branch(branch) : Wording.age(branch, now: status.time)
+        table.add([module.split ? "branch" : "data", Styled(text)])
+      }
       if let time = node.since { table.add(["since", Styled("\(time.localDate) \(time.localTimeOfDay)")]) }
       lines += table.lines(console)
     }

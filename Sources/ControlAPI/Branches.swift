@@ -1,4 +1,4 @@
-/// One side of a split, in facts an operator can choose by. Only while the module is SPLIT.
+/// One copy, in facts an operator can choose by. Only while the module is SPLIT, or the copy waits, blocked, for the other node.
 public struct BranchFacts: Sendable, Codable, Hashable {
   /// When this node began to write without the other one; nil = not known.
   public var since: WallTime?
@@ -10,6 +10,8 @@ public struct BranchFacts: Sendable, Codable, Hashable {
   /// What the copy takes on disk, and so an archive of it on a file system without reflinks.
   public var bytesOnDisk: UInt64
   public var bytesFree: UInt64
+  /// Until when both copies were in sync, as this node knows: at most a minute too early after a power cut; nil = not known.
+  public var lastInSync: WallTime?
 
   public init(
     since: WallTime?, lastWrite: WallTime?, bytesWritten: UInt64?, bytesOnDisk: UInt64, bytesFree: UInt64
@@ -27,6 +29,7 @@ public struct BranchFacts: Sendable, Codable, Hashable {
     case bytesWritten = "bytes_written"
     case bytesOnDisk = "bytes_on_disk"
     case bytesFree = "bytes_free"
+    case lastInSync = "last_in_sync"
   }
 }
 

@@ -87,7 +87,7 @@ public struct ModuleNodeStatus: Sendable, Codable, Hashable {
   public var since: WallTime?
   /// On both ends of a running resync.
   public var resync: ResyncStatus?
-  /// Only while the module is SPLIT.
+  /// Only while the module is SPLIT, or this copy waits for the other node.
   public var branch: BranchFacts?
 
   public init(

@@ -251,6 +251,10 @@ public struct ClusterDescription: Sendable, Codable, Hashable {
   public var arbiter: String
   /// What the arbiter may do for a node that has just booted alone: `arbiter` (the same) or `wait`.
   public var bootPolicy: String?
+  /// A copy that waits for its lost peer for so long is started by force; 0 = never.
+  public var forceAfterSeconds: Int?
+  /// Whose copy of a SPLIT module goes on by itself: `ask` (nobody's) or `keep-preferred`.
+  public var splitPolicy: String?
   /// Between two scrubs of a module; 0 = never.
   public var scrubIntervalSeconds: Int?
   /// What a scrub may read in a second, in MiB.
@@ -279,6 +283,8 @@ public struct ClusterDescription: Sendable, Codable, Hashable {
   enum CodingKeys: String, CodingKey {
     case identity, nodes, links, arbiter, fingerprint, warnings
     case bootPolicy = "boot_policy"
+    case forceAfterSeconds = "force_after_s"
+    case splitPolicy = "split_policy"
     case scrubIntervalSeconds = "scrub_interval_s"
     case scrubRateMiB = "scrub_rate_mib"
     case arbiterSettings = "arbiter_settings"
@@ -302,6 +308,9 @@ public struct ClusterChanges: Sendable, Codable, Hashable {
   /// `arbiter` or `wait`.
   public var bootPolicy: String?
   /// 0 = never.
+  public var forceAfterSeconds: Int?
+  public var splitPolicy: String?
+  /// 0 = never.
   public var scrubIntervalSeconds: Int?
   public var scrubRateMiB: Int?
   public var addLinks: [ClusterDescription.Link]
@@ -316,6 +325,8 @@ public struct ClusterChanges: Sendable, Codable, Hashable {
     case arbiter
     case arbiterSettings = "arbiter_settings"
     case bootPolicy = "boot_policy"
+    case forceAfterSeconds = "force_after_s"
+    case splitPolicy = "split_policy"
     case scrubIntervalSeconds = "scrub_interval_s"
     case scrubRateMiB = "scrub_rate_mib"
     case pulseMilliseconds = "pulse_ms"

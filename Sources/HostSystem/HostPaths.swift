@@ -34,6 +34,9 @@ public struct HostPaths: Sendable, Hashable {
   /// Since when this node's branch exists, for people.
   public func branchNote(_ name: ModuleName) -> String { "\(moduleState(name))/branch.json" }
 
+  /// Until when both copies were in sync, for people.
+  public func syncNote(_ name: ModuleName) -> String { "\(moduleState(name))/in-sync.json" }
+
   public var runtime: String { "\(root)/run/vmha" }
   public var controlSocket: String { "\(runtime)/vmhad.sock" }
   public func engineSocket(_ name: ModuleName) -> String { "\(runtime)/engines/\(name).sock" }

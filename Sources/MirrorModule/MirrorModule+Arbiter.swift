@@ -77,7 +77,7 @@ extension MirrorModule {
     let stands = phase == .frozen ? "frozen" : "cannot go on"
     say(
       "\(stands): no consent of \(settings.peerName), and \(why); asking again every "
-        + "\(MirrorSettings.arbiterRetry.milliseconds / 1000) s", .alarm, rule: "R5")
+        + "\(MirrorSettings.arbiterRetry.milliseconds / 1000) s\(wayOut)", .alarm, rule: "R5")
   }
 
   /// The open arbitration, if this is an answer to its present step and its right could still be used (R4).
@@ -122,7 +122,9 @@ extension MirrorModule {
   mutating func witnessRead(_ id: UInt64, _ reading: WitnessReading) {
     if watch.openRead == id { return looked(reading) }
     guard let open = answered(id, .reading), let record, let claim = record.claim else { return }
-    if let why = objection(to: reading, record) { return refused(why) }
+    let trouble = objection(to: reading, record)
+    isOverruled = trouble != nil && reading.register.map { !record.history.contains($0.branch) } ?? false
+    if let trouble { return refused(trouble) }
     guard let register = reading.register else { return }
     if register.branch == claim, register.holder == settings.node { return granted(reading, open) }
     // A swap that was answered and did not take: somebody else was faster, the next read says who.

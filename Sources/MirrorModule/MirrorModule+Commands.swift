@@ -27,6 +27,10 @@ extension MirrorModule {
     guard newer.version > wish.version else { return }
     let before = wish.started
     setWish(newer.started, newer.version)
+    // The operator's start, given to the other node.
+    let wasBlocked = limits.stopped != nil
+    if newer.started { clearLimits() }
+    if newer.started, before, wasBlocked { placeGuest() }
     guard before != newer.started else { return }
     note(
       "follows \(settings.peerName): the operator wants the module \(newer.started ? "started" : "stopped")", .notice)
@@ -52,10 +56,8 @@ extension MirrorModule {
           next: "wait for the end: vmha status --watch"))
     }
     setWish(true, command.wishVersion)
-    restarts = []
-    gaveUpAt = nil
     let wasBlocked = blockedBy != nil
-    blockedBy = nil
+    clearLimits()
     if force { return startByForce(command) }
     switch phase {
     case .stopped, .failed: begin(byOperator: true)
@@ -89,7 +91,8 @@ extension MirrorModule {
           what: "\(settings.module) is not forced", why: "\(settings.peerName) answers, or was not given the time to",
           next: "let both meet, or make sure that \(settings.peerName) is off and repeat"))
     }
-    answer(command, .accepted("forced: writes that only \(settings.peerName) has are not in this copy"))
+    let both = splitWith == nil ? "" : "; it is SPLIT: this copy has writes of its own, and both copies stay"
+    answer(command, .accepted("forced: writes that only \(settings.peerName) has are not in this copy\(both)"))
     goAlone(.force, "the operator forced the start")
   }
 
@@ -184,7 +187,7 @@ extension MirrorModule {
     case .handOver: say("handing over to \(settings.peerName): the guest is asked to shut down", .notice, rule: "R10")
     case .giveUp:
       say(
-        "the operator keeps \(settings.peerName)'s copy: the guest here is shut down, then this branch is archived",
+        "\(settings.peerName)'s copy is kept: the guest here is shut down, then this branch is archived",
         .warning, rule: "R12")
     }
     if guest.isLive {

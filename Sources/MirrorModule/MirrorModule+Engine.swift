@@ -185,6 +185,7 @@ extension MirrorModule {
         // The guest got the error and libvirt pauses it; the module stays where it is (DESIGN section 3).
         return note("\(what): the guest sees the full disk", .alarm, rule: "R11")
       }
+      if guest.isPresent { countDeath() }
       note("\(what); \(settings.peerName) has everything and takes the module", .alarm, rule: "R11")
       endSession()
       offer()
@@ -210,23 +211,30 @@ extension MirrorModule {
       if closing.step == .archive { return restartEngine() }  // nobody else may come to write to the copy
       if closing.goal == .stop, !guest.isLive { return finishStop(consented: false, claim: nil) }
       phase = .waiting
-    case .prim, .adopting: return offer()
+    case .prim, .adopting:
+      if guest.isPresent { countDeath() }
+      return offer()
     case .alone:
+      let hadGuest = guest.isPresent
       if guest.isLive {
         guest = .stopping
         out.append(.destroyGuest)
       }
-      say("the engine died under the guest; starting both again here", .alarm)
+      if hadGuest, mayRestart("its engine died") { say("starting the engine and the guest again here") }
     case .frozen, .waiting, .yielding, .target, .second: phase = .waiting
     }
     restartEngine()
   }
 
+  /// Deaths remembered: enough for the longest pause.
+  private static let engineDeathsMax = 8
+
   mutating func restartEngine() {
-    engineDeaths = engineDeaths.filter { now - $0 < .seconds(60) }
-    engineDeaths.append(now)
+    engineDeaths = engineDeaths.filter { isWithin(MirrorSettings.engineDeathWindow, $0) } + [now]
+    if engineDeaths.count > Self.engineDeathsMax { engineDeaths.removeFirst() }
     if engineDeaths.count == 1 { return startEngine() }
-    arm(.engineStart, after: MirrorSettings.engineRestartPause)
+    let pause = MirrorSettings.engineRestartPause * (1 << (engineDeaths.count - 2))
+    arm(.engineStart, after: min(pause, MirrorSettings.engineRestartPauseMax))
   }
 
   /// This node was the primary, in sync, and cannot go on: the peer should take the module.
@@ -250,6 +258,7 @@ extension MirrorModule {
     offers = false
     timers[.offer] = nil
     engine(.connect)
+    if areRestartsUsedUp { stopRestarting("it died with what is under it, and \(settings.peerName) did not take it") }
   }
 
   mutating func closeEngine() {

@@ -48,6 +48,7 @@ extension MirrorModule {
     case .guestStarted:
       guest = .running
       guestNote = nil
+      forgetStop()
       guestIsUp()
     case .guestResumed:
       if guest == .paused { guest = .running }
@@ -111,27 +112,8 @@ extension MirrorModule {
     default: return
     }
     guard wish.started else { return }
-    restarts = restarts.filter { now - $0 < settings.restartWindow }
-    guard restarts.count < settings.restartsMax else { return tooManyRestarts(why) }
-    restarts.append(now)
-    note(
-      "the guest is off: \(why); starting it again here (\(restarts.count) of \(settings.restartsMax) in "
-        + "\(settings.restartWindow.milliseconds / 3_600_000) h)", .alarm)
-    arm(.guestRetry, after: restarts.count == 1 ? .zero : MirrorSettings.guestRetryPause)
-  }
-
-  private mutating func tooManyRestarts(_ why: String) {
-    let triedBoth = gaveUpAt.map { now - $0 < settings.restartWindow } ?? false
-    if case .prim(let session) = phase, !triedBoth {
-      restarts = []
-      gaveUpAt = now
-      note("the guest is off: \(why); too many restarts here, \(settings.peerName) tries", .alarm)
-      return close(for: .handOver(session), session: session, wasAlone: false)
-    }
-    blockedBy =
-      "the guest ended \(settings.restartsMax + 1) times in "
-      + "\(settings.restartWindow.milliseconds / 3_600_000) h: \(why). 'vmha start \(settings.module)' tries again"
-    say("the guest stays off: \(blockedBy ?? "")", .alarm)
+    guard mayRestart(why) else { return }
+    arm(.guestRetry, after: limits.restarts.count == 1 ? .zero : MirrorSettings.guestRetryPause)
   }
 
   mutating func fireTimers() {
@@ -142,7 +124,8 @@ extension MirrorModule {
   }
 
   private mutating func fire(_ kind: TimerKind) {
-    // bootWait, quiet and patience stay set: `consider` reads that they have passed. They are moved out of the wake-ups.
+    // bootWait, quiet, patience, takeover and force stay set: `consider` reads that they have passed. They are moved out of
+    // the wake-ups.
     switch kind {
     case .peerUnknown:
       timers[kind] = nil
@@ -150,8 +133,8 @@ extension MirrorModule {
     case .ask, .suspension: timers[kind] = nil
     case .surrender: abandonSurrender("\(settings.peerName) did not answer")
     case .offer:
-      endOffer()
       note("\(settings.peerName) did not take the module; starting again here", .warning)
+      endOffer()
     case .engineStart:
       timers[kind] = nil
       startEngine()
@@ -175,7 +158,7 @@ extension MirrorModule {
     case .adopt:
       timers[kind] = nil
       if case .adopting(let session) = phase { sendAdopt(session) }
-    case .reconnect: timers[kind] = nil
+    case .reconnect: timers[kind] = nil  // `listen` connects
     case .arbiter: timers[kind] = nil
     case .arbiterAnswer:
       timers[kind] = nil
@@ -184,7 +167,8 @@ extension MirrorModule {
     case .witnessAnswer:
       timers[kind] = nil
       if let id = watch.openRead ?? watch.openSwap { arbiterFailed(id, "it gave no answer in time") }
-    case .bootWait, .quiet, .patience, .fenceStagger: break
+    case .stable: becameStable()
+    case .bootWait, .quiet, .patience, .fenceStagger, .takeover, .force: break
     }
   }
 }

@@ -40,6 +40,7 @@ extension MirrorModule {
     case .targetReady(let claim): targetReady(claim, session)
     case .adopt(let generation, let history, let pairing): adopt(generation, history, pairing, session)
     case .adopted: adopted(session)
+    case .gaveUp: if phase == .second(session) { changeLimits { [now] in $0.peerGaveUpAt = now } }
     case .token: token(session)
     case .giveUp(let branch, let kept): peerGivesUp(branch, kept: kept, in: session)
     case .goOn(let kept): peerGoesOn(kept)
@@ -80,6 +81,7 @@ extension MirrorModule {
     note(
       "SPLIT: both nodes wrote without the other: here \(record?.generation.description ?? "-"), on "
         + "\(settings.peerName) \(theirs.generation); both copies are kept", .alarm, rule: "R12")
+    resolveByPolicy(theirs)
   }
 
   // MARK: target
@@ -92,7 +94,9 @@ extension MirrorModule {
     bringUp = nil
     offers = false
     startByOperator = false
-    for timer in [TimerKind.bootWait, .ask, .offer, .quiet, .holdGuest, .guestRetry] { timers[timer] = nil }
+    for timer in [TimerKind.bootWait, .ask, .offer, .quiet, .holdGuest, .guestRetry, .takeover, .force, .stable] {
+      timers[timer] = nil
+    }
     if guest.isLive {
       guest = .stopping
       say("the guest here is destroyed: \(settings.peerName) has the copy that goes on", .warning, rule: "R7")
@@ -142,6 +146,7 @@ extension MirrorModule {
       }
       timers[.quiet] = nil
       phase = .second(session)
+      forgetStop()
       say("in sync with \(settings.peerName), ready to take over", .notice, rule: "R8")
     default: return
     }
@@ -216,6 +221,8 @@ extension MirrorModule {
     timers[.adopt] = nil
     timers[.guestRetry] = nil
     say("in sync with \(settings.peerName)", .notice, rule: "R8")
+    watchStability()
+    if handsOver(session) { return }
     placeGuest()
   }
 
@@ -234,7 +241,10 @@ extension MirrorModule {
     engine(.acceptReplication(session))
     persist { $0.wroteLast = false }
     timers[.quiet] = nil
+    timers[.stable] = nil
     phase = .second(session)
+    forgetStop()
+    if areRestartsUsedUp { out.append(.sendPeer(session, .gaveUp)) }
     out.append(.sendPeer(session, .token))
     say("handed the module over to \(settings.peerName)", .notice, rule: "R10")
   }
@@ -254,6 +264,7 @@ extension MirrorModule {
       say("\(lost); goes on alone, the resync begins again when it is back", .warning, rule: "R8")
       placeGuest()
     case .prim, .adopting:
+      countLoss()
       dropSession()
       timers[.adopt] = nil
       phase = .frozen
@@ -277,17 +288,18 @@ extension MirrorModule {
       closingLostSession(closing, lost)
     case .alone, .waiting, .frozen:
       let wasResync = resyncSession != nil
+      if wasResync { countLoss() }
       dropSession()
       if wasResync { say("\(lost); goes on alone, the resync begins again when it is back", .warning, rule: "R8") }
-      engine(.connect)
+      reconnect()
     case .stopped, .failed: dropSession()
     }
   }
 
   mutating func nodeAlive() {
     peerAlive = true
-    timers[.peerUnknown] = nil
-    timers[.ask] = nil
+    isOverruled = false
+    for timer in [TimerKind.peerUnknown, .ask, .takeover, .force] { timers[timer] = nil }
     // Consent first, whenever the peer can be asked.
     dropArbitration()
   }

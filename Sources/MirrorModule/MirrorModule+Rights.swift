@@ -97,23 +97,27 @@ extension MirrorModule {
   }
 
   private mutating func considerPeerLost(_ record: DurableRecord) {
+    if forces(record) { return }
     guard record.standing == .uptodate else {
-      return say(
-        "this copy is \(record.standing.rawValue); waiting for \(settings.peerName), which has the newer one", .warning,
-        rule: "R6")
+      let copy =
+        record.standing == .inconsistent
+        ? "this copy is in the middle of a resync and not usable; waiting for \(settings.peerName), which has the whole one"
+        : "this copy is outdated; waiting for \(settings.peerName), which has the newer one"
+      return say("\(copy)\(wayOut)", .warning, rule: "R6")
     }
     guard settings.arbiter != .wait else {
       return say(
-        "\(settings.peerName) is lost and nobody else can give the right to go on; waiting for it", .warning,
-        rule: "R5")
+        "\(settings.peerName) is lost and nobody else can give the right to go on; waiting for it\(wayOut)",
+        .warning, rule: "R5")
     }
     guard isContinuous || !settings.arbiter.fences else {
       // R5: a fence proves that the peer is off, not that this copy is the newest.
       return say(
         "\(settings.peerName) is lost and this node was not in sync since its boot: powering \(settings.peerName) off "
-          + "would prove nothing about this copy; waiting for it", .warning, rule: "R5")
+          + "would prove nothing about this copy; waiting for it\(wayOut)", .warning, rule: "R5")
     }
     if isContinuous || timers[.bootWait].map({ $0 <= now }) ?? false {
+      if leavesItThere(record) { return }
       return askArbiter("\(settings.peerName) does not answer on any link")
     }
     // R9: this node may lack writes that were acknowledged and never flushed; the peer may have them.
@@ -135,7 +139,8 @@ extension MirrorModule {
     }
     guard openAsk == nil, timers[.ask] == nil else { return }
     if beat.offers {
-      return ask("\(settings.peerName) cannot go on and offers the module")
+      // Where it would die as well: whoever offers it starts it again, or says that it stays off.
+      return areRestartsUsedUp ? () : ask("\(settings.peerName) cannot go on and offers the module")
     }
     guard !beat.isPrimary, beat.state != .stop else {
       timers[.quiet] = nil
@@ -160,7 +165,8 @@ extension MirrorModule {
     case .some(false):
       guard settings.arbiter != .wait else {
         return say(
-          "frozen: \(settings.peerName) is lost and nobody else can give the right to go on", .alarm, rule: "R2")
+          "frozen: \(settings.peerName) is lost and nobody else can give the right to go on\(wayOut)", .alarm,
+          rule: "R2")
       }
       askArbiter("\(settings.peerName) does not answer on any link")
     case nil: break
@@ -183,6 +189,7 @@ extension MirrorModule {
     // R1, R4: the session is over before the right is used; R7's own session carries nothing yet and is kept.
     if session == nil { endSession() }
     // A right of the witness is the claim itself: the register names the branch that goes on.
+    if !old.wroteLast, session == nil, right != .force { countTakeover() }
     let claim = right == .witness ? old.claim : nil
     let branch = claim ?? BranchID(rawValue: random())
     persist { record in
@@ -196,9 +203,12 @@ extension MirrorModule {
       record.wroteLast = true
     }
     openAsk = nil
+    isOverruled = false
     dropArbitration()
     offers = false
-    for timer in [TimerKind.ask, .askAnswer, .patience, .quiet, .bootWait, .offer, .reconnect] { timers[timer] = nil }
+    for timer in [
+      TimerKind.ask, .askAnswer, .patience, .quiet, .bootWait, .offer, .reconnect, .takeover, .force, .stable,
+    ] { timers[timer] = nil }
     phase = .alone
     say(Self.aloneSentence(right, why, peer: settings.peerName), right.isProven ? .notice : .warning, rule: "R4")
     if isMounted && guest.isPresent {
@@ -207,14 +217,14 @@ extension MirrorModule {
     } else {
       bringUpFresh(policy: .alone, resync: session)
     }
-    if session == nil { engine(.connect) }
+    if session == nil { reconnect() }
   }
 
   private static func aloneSentence(_ right: RightKind, _ why: String, peer: String) -> String {
     switch right {
     case .consent: "goes on alone with \(peer)'s consent: \(why)"
     case .policy: "goes on alone by policy: \(why); if \(peer) still runs, the module can split"
-    case .force: "goes on alone because the operator forced it"
+    case .force: "goes on alone by force: \(why); writes that only \(peer) has are not in this copy"
     case .witness, .fence: "goes on alone by \(right.rawValue): \(why)"
     }
   }

@@ -111,6 +111,7 @@ extension MirrorModule {
       return
     }
     phase = .waiting
+    unarchivable = branch
     say(
       "the branch could not be archived (\(why)); both copies stay. Repeat 'vmha resolve', or go on here with 'vmha start "
         + "--force'", .alarm, rule: "R12")

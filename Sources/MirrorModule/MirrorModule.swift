@@ -72,7 +72,8 @@ public struct MirrorModule: Sendable, Codable, Hashable {
 
   enum TimerKind: String, Sendable, Codable, Hashable, CaseIterable {
     case peerUnknown, bootWait, ask, askAnswer, patience, offer, engineStart, reconnect, guestRetry, holdGuest, quiet,
-      adopt, suspension, surrender, arbiter, arbiterAnswer, fenceStagger, witness, witnessAnswer
+      adopt, suspension, surrender, arbiter, arbiterAnswer, fenceStagger, witness, witnessAnswer, takeover, stable,
+      force
   }
 
   public internal(set) var settings: MirrorSettings
@@ -112,14 +113,20 @@ public struct MirrorModule: Sendable, Codable, Hashable {
   var arbitration: Arbitration?
   /// Why the arbiter gave no right when it was asked last.
   var arbiterRefusal: String?
+  /// The register names a branch that this copy does not descend from: the peer went on.
+  var isOverruled = false
   var watch = WitnessWatch()
   /// This node cannot go on and offers the module to its in-sync peer.
   var offers = false
   var startByOperator = false
-  var restarts: [Instant] = []
+  public internal(set) var limits = ModuleLimits()
   var engineDeaths: [Instant] = []
-  /// When this node last handed the module over because its guest kept ending.
-  var gaveUpAt: Instant?
+  /// When sessions were lost in which this node was the primary or the source.
+  var losses: [Instant] = []
+  /// It was said.
+  var isFlapping = false
+  /// The branch whose archive failed: no policy gives it up again.
+  var unarchivable: BranchID?
   var timers: [TimerKind: Instant] = [:]
   var blockedBy: String?
   public internal(set) var sentence = "not loaded yet"
@@ -151,7 +158,7 @@ public struct MirrorModule: Sendable, Codable, Hashable {
 
   private mutating func step(_ event: Event) {
     switch event {
-    case .loaded(let record, let wish, let guest): load(record, wish, guest)
+    case .loaded(let record, let wish, let guest, let limits): load(record, wish, guest, limits)
     case .command(let command): obey(command)
     case .wish(let wish): follow(wish)
     case .nodeAlive: nodeAlive()
@@ -180,6 +187,7 @@ public struct MirrorModule: Sendable, Codable, Hashable {
     case .settings(let changed):
       let node = settings.node
       if settings.arbiter != changed.arbiter { forgetArbiter() }
+      if settings.forceAfter != changed.forceAfter { timers[.force] = nil }
       settings = changed
       precondition(node == changed.node, "a node cannot change its number")
     case .timer: break
@@ -212,7 +220,8 @@ public struct MirrorModule: Sendable, Codable, Hashable {
     guard engineReady else { return }
     switch command {
     case .connect:
-      if isConnecting { return }
+      // Between two tries of a primary whose link comes and goes.
+      if isConnecting || phase == .alone && timers[.reconnect] != nil { return }
       isConnecting = true
     case .endSession:
       isConnecting = false
@@ -283,8 +292,10 @@ public struct MirrorModule: Sendable, Codable, Hashable {
     bringUp?.resync = nil
   }
 
-  mutating func load(_ record: DurableRecord?, _ wish: Wish, _ guest: GuestState) {
+  mutating func load(_ record: DurableRecord?, _ wish: Wish, _ guest: GuestState, _ limits: ModuleLimits) {
     self.record = record
+    self.limits = limits
+    blockedBy = limits.stopped
     self.wish = wish
     self.guest = guest
     isSuspensionWanted = guest == .suspended

@@ -23,6 +23,14 @@ public enum ArbiterPolicy: String, Sendable, Codable, Hashable {
   var overrulesLivePeer: Bool { isUnproven || self == .witness }
 }
 
+/// Whose copy of a split module goes on without the operator (R12).
+public enum SplitPolicy: String, Sendable, Codable, Hashable {
+  /// Nobody's: both are kept until the operator chooses.
+  case ask
+  /// The one on the module's preferred node.
+  case keepPreferred
+}
+
 /// Everything a module core is told once. Durations are checked when the configuration is loaded (docs/timing.md).
 public struct MirrorSettings: Sendable, Codable, Hashable {
   public var module: ModuleName
@@ -40,6 +48,9 @@ public struct MirrorSettings: Sendable, Codable, Hashable {
   /// Guest restarts allowed in `restartWindow` before the module is handed to the peer, or stopped.
   public var restartsMax: Int
   public var restartWindow: Duration
+  /// After a blackout a copy that waits for its lost peer for so long is started by force; nil = never.
+  public var forceAfter: Duration?
+  public var splitPolicy = SplitPolicy.ask
   /// This boot of the host: the same id means that the page cache was kept (`continuous`).
   public var bootID: String
   /// Seeds branch ids and nonces; must be random per process.
@@ -78,6 +89,20 @@ public struct MirrorSettings: Sendable, Codable, Hashable {
   public static let preferredWait: Duration = .seconds(60)
   /// Pause before an engine that died again is started again.
   public static let engineRestartPause: Duration = .seconds(2)
+  /// A node that took the module over this often in the window leaves it where it is, unless the peer stays lost for the pause.
+  public static let takeoversMax = 3
+  public static let takeoverWindow: Duration = .seconds(3600)
+  public static let takeoverPause: Duration = .seconds(300)
+  /// Sessions lost by a primary in the window before it, alone by then, lets its peer wait: 5 s, doubled with each further one.
+  public static let flapsBeforePause = 4
+  public static let flapWindow: Duration = .seconds(600)
+  public static let flapPause: Duration = .seconds(5)
+  public static let flapPauseMax: Duration = .seconds(60)
+  /// Losses remembered: enough for the longest pause.
+  static let flapCountMax = 16
+  /// The longest pause before an engine that keeps dying is started again; doubled from `engineRestartPause` with each death in the window.
+  public static let engineRestartPauseMax: Duration = .seconds(60)
+  public static let engineDeathWindow: Duration = .seconds(600)
   /// Pause before a guest that could not be suspended or resumed is tried again.
   public static let suspensionRetry: Duration = .seconds(1)
   /// Pause before a guest that could not be started is tried again.

@@ -73,6 +73,8 @@ public enum PeerMessage: Sendable, Codable, Hashable {
   case adopt(Generation, history: [BranchID], pairing: UInt64?)
   /// R8.5
   case adopted
+  /// R10: the sender's restarts of the guest are used up; the token follows, and the receiver is the last to try.
+  case gaveUp
   /// R10: the writer token.
   case token
   /// R12: the sender would give its branch up for the receiver's, and waits for `goOn`.
@@ -165,7 +167,7 @@ public enum Answer: Sendable, Codable, Hashable {
 
 public enum Event: Sendable, Codable, Hashable {
   /// First event of a core's life, once the shell has read what is on disk. No record = nothing usable here yet.
-  case loaded(record: DurableRecord?, wish: Wish, guest: GuestState)
+  case loaded(record: DurableRecord?, wish: Wish, guest: GuestState, limits: ModuleLimits = ModuleLimits())
   case command(Command)
   /// A newer wish of the peer's operator, learned when the nodes met again.
   case wish(Wish)
@@ -224,6 +226,8 @@ public enum Severity: String, Sendable, Codable, Hashable {
 public enum Directive: Sendable, Codable, Hashable {
   case persist(DurableRecord)
   case persistWish(Wish)
+  /// Kept over restarts of the shell and the host as well as it can; no barrier.
+  case keepLimits(ModuleLimits)
   case startEngine
   /// SIGKILL, for an engine that must not act any more.
   case killEngine
@@ -241,6 +245,8 @@ public enum Directive: Sendable, Codable, Hashable {
   /// R12: keep the whole copy as it is now, durably. Nothing writes to it until the answer: `branchArchived` or
   /// `branchArchiveFailed`. The second generation is the one that goes on.
   case archiveBranch(Generation, kept: Generation)
+  /// R12, by the site's policy: what `vmha resolve` does on the node whose copy is given up, up to and with `Command.Verb.resolve`.
+  case resolveSplit(mine: Generation, theirs: Generation)
   case askConsent(ConsentRequest)
   case replyConsent(token: UInt64, ConsentReply)
   /// R5: a linearizable read of this module's register. Answered by `witnessRead` or `arbiterFailed`.

@@ -38,6 +38,14 @@ public enum BootPolicy: String, Codable, Sendable, Hashable, CaseIterable {
   case wait
 }
 
+/// Whose copy of a SPLIT module goes on without the operator (R12).
+public enum SplitPolicy: String, Codable, Sendable, Hashable, CaseIterable {
+  /// Both are kept until the operator chooses.
+  case ask
+  /// The copy on the module's preferred node; the other one is archived first.
+  case keepPreferred = "keep-preferred"
+}
+
 /// A host of the cluster.
 public struct ClusterNode: Codable, Sendable, Hashable {
   public var id: NodeID
@@ -106,6 +114,9 @@ public struct ClusterConfiguration: Codable, Sendable, Hashable {
   /// How long a node that has just booted waits for its peer. From the detection time to one hour.
   public var bootWait: Duration
   public var bootPolicy: BootPolicy
+  /// After a blackout a copy that waits for its lost peer for so long is started by force. Zero = never, else `bootWait` to 30 days. Can split.
+  public var forceAfter = Duration.zero
+  public var splitPolicy = SplitPolicy.ask
   /// Both copies of a module are compared this often. Zero = never, else one minute to one year.
   public var scrubInterval = Self.scrubIntervalDefault
   /// What such a comparison may read on a node in a second, in MiB. 1 to 10240.

@@ -20,7 +20,7 @@ extension ClusterConfiguration {
   private static func read(_ root: XMLElement, file: String) throws(ConfigurationError) -> ClusterConfiguration {
     let cluster = try ElementReader(
       root, file: file, labelled: "name", attributes: ["name", "uuid", "revision"],
-      children: ["node", "link", "heartbeat", "arbiter", "boot", "scrub"])
+      children: ["node", "link", "heartbeat", "arbiter", "boot", "split", "scrub"])
     var nodes: [ClusterNode] = []
     for element in try cluster.many("node", 1...2) {
       let node = try ElementReader(element, file: file, labelled: "name", attributes: ["id", "name"])
@@ -47,10 +47,18 @@ extension ClusterConfiguration {
       try configuration.readArbiter(element, file: file)
     }
     if let element = try cluster.atMostOne("boot") {
-      let boot = try ElementReader(element, file: file, attributes: ["wait", "policy"])
+      let boot = try ElementReader(element, file: file, attributes: ["wait", "policy", "force-after"])
       configuration.bootWait = try boot.duration("wait", default: bootWaitDefault)
       configuration.bootPolicy = try boot.value(
         "policy", default: .arbiter, allowed: words(BootPolicy.self), BootPolicy.init(rawValue:))
+      configuration.forceAfter = try boot.value(
+        "force-after", default: .zero, allowed: "'off' or a time such as 30m, 2h is needed"
+      ) { $0 == "off" ? .zero : TimeText.parse($0) }
+    }
+    if let element = try cluster.atMostOne("split") {
+      let split = try ElementReader(element, file: file, attributes: ["policy"])
+      configuration.splitPolicy = try split.value(
+        "policy", default: .ask, allowed: words(SplitPolicy.self), SplitPolicy.init(rawValue:))
     }
     if let element = try cluster.atMostOne("scrub") { try configuration.readScrub(element, file: file) }
     return configuration
@@ -166,6 +174,10 @@ extension ClusterConfiguration {
       detection <= bootWait && bootWait <= .seconds(3600), "boot", "detection <= wait <= 1h",
       "wait is \(time(bootWait)) and detection \(time(detection))")
     require(
+      forceAfter == .zero || bootWait <= forceAfter && forceAfter <= .seconds(30 * 86_400), "boot",
+      "force-after = off or wait <= force-after <= 30d",
+      "force-after is \(time(forceAfter)) and wait \(time(bootWait))")
+    require(
       scrubInterval == .zero || scrubInterval >= .seconds(60) && scrubInterval <= .seconds(366 * 86_400), "scrub",
       "interval = off or 1m <= interval <= 366d", "interval is \(time(scrubInterval))")
     require((1...10_240).contains(scrubRateMiB), "scrub", "1 <= rate <= 10240", "rate is \(scrubRateMiB)")
@@ -195,6 +207,14 @@ extension ClusterConfiguration {
             "can split: no witness; with arbiter \(arbiter.rawValue) both nodes go on alone when they lose sight of "
             + "each other",
           whatToDo: "vmha cluster set arbiter=witness witness-endpoints=URL (docs/operating/arbiters.md)"))
+    }
+    if forceAfter != .zero {
+      found.append(
+        .init(
+          what:
+            "can split: a copy that waits \(TimeText.format(forceAfter)) for a lost node is started by force, whatever it is "
+            + "worth",
+          whatToDo: "vmha cluster set force-after=off"))
     }
     return found
   }
@@ -229,11 +249,15 @@ extension ClusterConfiguration {
              witness, fence and others: docs/operating/arbiters.md. -->
       \(arbiterXML())
 
-        <!-- A node that boots waits this long for its peer; then policy: arbiter = as above, wait = go on waiting. -->
-        <boot wait="\(time(bootWait))" policy="\(bootPolicy.rawValue)"/>
+        <!-- A node that boots waits this long for its peer; then policy: arbiter = as above, wait = go on waiting.
+             A copy that still waits after force-after then is started by force (off = never; can split). -->
+        <boot wait="\(time(bootWait))" policy="\(bootPolicy.rawValue)" force-after="\(off(forceAfter))"/>
+
+        <!-- Whose copy of a SPLIT VM goes on: ask = the operator chooses, keep-preferred = its preferred node's. -->
+        <split policy="\(splitPolicy.rawValue)"/>
 
         <!-- Both copies of each VM are compared this often (off = never), reading at most so many MiB a second. -->
-        <scrub interval="\(scrubInterval == .zero ? "off" : time(scrubInterval))" rate="\(scrubRateMiB)"/>
+        <scrub interval="\(off(scrubInterval))" rate="\(scrubRateMiB)"/>
       </cluster>
 
       """
@@ -241,6 +265,7 @@ extension ClusterConfiguration {
   }
 }
 
+private func off(_ time: Duration) -> String { time == .zero ? "off" : TimeText.format(time) }
 let nodeAllowed = "1 or 2 is needed"
 func nodeID(_ text: String) -> NodeID? { Int(text).flatMap(NodeID.init(rawValue:)) }
 func yesOrNo(_ text: String) -> Bool? { ["yes": true, "no": false][text] }

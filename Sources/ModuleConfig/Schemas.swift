@@ -42,6 +42,16 @@ enum Schemas {
                 <optional>
                   <attribute name="policy"><choice><value>arbiter</value><value>wait</value></choice></attribute>
                 </optional>
+                <optional>
+                  <attribute name="force-after"><choice><value>off</value><ref name="time"/></choice></attribute>
+                </optional>
+              </element>
+            </optional>
+            <optional>
+              <element name="split">
+                <optional>
+                  <attribute name="policy"><choice><value>ask</value><value>keep-preferred</value></choice></attribute>
+                </optional>
               </element>
             </optional>
             <optional>

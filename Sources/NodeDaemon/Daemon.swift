@@ -262,12 +262,15 @@ public final class Daemon: ModuleSurroundings, Sendable {
     guard let cluster = view.cluster else { preconditionFailure("modules exist only in a cluster") }
     // `boot=wait`: the policy counts at run time only; a boot without the peer waits as long as the operator lets it.
     let bootWait = cluster.bootPolicy == .wait ? Duration.seconds(365 * 86_400) : cluster.bootWait
-    return MirrorSettings(
+    var settings = MirrorSettings(
       module: module.name, node: view.node, nodeName: view.nodeName, peerName: peerName,
       preferred: module.preferredNode,
       arbiter: arbiterPolicy(cluster.arbiter), detection: cluster.detection, bootWait: bootWait,
       stopTimeout: module.stopTimeout, restartsMax: module.restartsMax, restartWindow: module.restartWindow,
       bootID: view.bootID, seed: seed)
+    settings.forceAfter = cluster.forceAfter == .zero ? nil : cluster.forceAfter
+    settings.splitPolicy = cluster.splitPolicy == .keepPreferred ? .keepPreferred : .ask
+    return settings
   }
 
   func engineConfiguration(_ module: ModuleConfiguration) -> EngineConfiguration {

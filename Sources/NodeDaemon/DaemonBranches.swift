@@ -115,25 +115,51 @@ extension Daemon {
     return try runner.command(.resolve(mine: mine, theirs: theirs), wishVersion: runner.wish.version)
   }
 
-  /// Looks at the copies of SPLIT modules: on a thread of its own, so that a disk that hangs holds nobody else up.
+  /// The site chose beforehand (split-policy); from here on it is the operator's way, with its guards.
+  func resolveByPolicy(_ module: ModuleName, mine: Generation, theirs: Generation) {
+    @Sendable func failed(_ why: String) {
+      record(
+        .decision, .error, "split-policy: the split is not resolved: \(why); both copies stay", module: module.text,
+        rule: "R12")
+    }
+    do {
+      try HostThread.start(name: "resolve-\(module.text)", stackBytes: 1 << 20) { [self] in
+        guard let runner = runner(module) else { return }
+        do { try check(giveUp(runner, mine: mine, theirs: theirs)) } catch { failed("\(error)") }
+      }
+    } catch { failed("\(error)") }
+  }
+
+  /// Looks at the copies of modules that are SPLIT or wait: on a thread of its own, so that a disk that hangs holds nobody else up.
   func watchBranches() {
+    var notes = SyncNotes(paths: paths)
     while !isStopping(within: Self.reportEvery) {
       var facts: [ModuleName: BranchFacts] = [:]
-      for (name, runner) in snapshot().runners { facts[name] = branchFacts(runner) }
+      let runners = snapshot().runners
+      notes.forget(allBut: runners.keys)
+      for (name, runner) in runners {
+        // The disk that has no room for it says so elsewhere.
+        try? notes.look(at: name, inSync: runner.status.inSync, now: WallTime.now())
+        facts[name] = branchFacts(runner)
+      }
       state.withLock { if $0.branchFacts != facts { $0.branchFacts = facts } }
     }
   }
 
-  /// What an operator chooses by; nil while there is nothing to choose, or the copy cannot be read: then status shows none.
+  /// What an operator chooses by, in a split or when a copy waits for a node that may never return; nil while there is nothing to
+  /// choose, or the copy cannot be read: then status shows none.
   private func branchFacts(_ runner: ModuleRunner) -> BranchFacts? {
     let status = runner.status
-    guard status.isSplit, let generation = status.generation,
+    let waits = status.readiness == .blocked && !status.inSync && !status.isAlone
+    guard status.isSplit || waits, let generation = status.generation,
       let survey = try? TreeSurvey(runner.configuration.backingDirectory), let free = try? runner.archive.bytesFree()
     else { return nil }
-    return BranchFacts(
+    var facts = BranchFacts(
       since: runner.branchSince(generation.branch).map(WallTime.init(milliseconds:)),
       lastWrite: survey.lastWrite.map(WallTime.init(milliseconds:)), bytesWritten: runner.engineReport?.bytesMarked,
       bytesOnDisk: survey.bytes, bytesFree: free)
+    facts.lastInSync = SyncNotes.read(paths, runner.module)
+    return facts
   }
 
   // MARK: archived branches

@@ -125,6 +125,8 @@ extension Daemon {
       bootWaitMilliseconds: Int(cluster.bootWait.milliseconds),
       arbiter: cluster.arbiter.rawValue)
     description.bootPolicy = cluster.bootPolicy.rawValue
+    description.forceAfterSeconds = Int(cluster.forceAfter.milliseconds / 1000)
+    description.splitPolicy = cluster.splitPolicy.rawValue
     description.scrubIntervalSeconds = Int(cluster.scrubInterval.milliseconds / 1000)
     description.scrubRateMiB = cluster.scrubRateMiB
     description.arbiterSettings = Self.settings(of: cluster)
@@ -142,6 +144,8 @@ extension Daemon {
     if let text = changes.arbiter { changed.arbiter = try Self.word(text, "arbiter") }
     try Self.apply(changes.arbiterSettings ?? [:], to: &changed)
     if let text = changes.bootPolicy { changed.bootPolicy = try Self.word(text, "boot-policy") }
+    if let seconds = changes.forceAfterSeconds { changed.forceAfter = .seconds(seconds) }
+    if let text = changes.splitPolicy { changed.splitPolicy = try Self.word(text, "split-policy") }
     if let seconds = changes.scrubIntervalSeconds { changed.scrubInterval = .seconds(seconds) }
     if let rate = changes.scrubRateMiB { changed.scrubRateMiB = rate }
     for name in changes.removeLinks {

@@ -164,6 +164,13 @@ extension Daemon {
             "vmha cluster set arbiter=witness witness-endpoints=https://HOST:2379 (docs/operating/arbiters.md); "
             + "or accept that a lost node stops its VMs: vmha cluster set arbiter=wait"))
     }
+    if cluster.forceAfter != .zero, cluster.nodes.count == 2 {
+      let time = secondsText(cluster.forceAfter)
+      warnings.append(
+        StatusWarning(
+          "can split: force-after: a copy that waits \(time) for a lost node is started by force, whatever it is worth",
+          whatToDo: "vmha cluster set force-after=off; or accept it"))
+    }
     for trouble in arbiters.troubles { warnings.append(StatusWarning("DEGRADED: \(trouble)", whatToDo: "vmha check")) }
     warnings += registerWarnings(view)
     if cluster.links.count < 2 {

@@ -20,6 +20,8 @@ protocol ModuleSurroundings: Sendable {
   func journal(_ severity: CoreSeverity, _ reason: Reason, module: ModuleName)
   /// After each event that changed what the module says of itself.
   func moduleChanged(_ module: ModuleName, from old: MirrorStatus?, to new: MirrorStatus)
+  /// R12: as `vmha resolve` on this node, without blocking.
+  func resolveByPolicy(_ module: ModuleName, mine: Generation, theirs: Generation)
   func engineConfiguration(_ module: ModuleConfiguration) -> EngineConfiguration
   func mirrorSettings(_ module: ModuleConfiguration, seed: UInt64) -> MirrorSettings
 }
@@ -77,7 +79,7 @@ final class ModuleRunner: Sendable {
     let wish = store.readWish()
     var record: DurableRecord?
     if case .valid(let valid) = store.readRecord() { record = valid }
-    push(.loaded(record: record, wish: wish, guest: guest))
+    push(.loaded(record: record, wish: wish, guest: guest, limits: readLimits()))
     if let peerAlive { push(peerAlive ? .nodeAlive : .nodeLost) }
     state.withLock { $0.isLoaded = true }
     keeper.watch()
@@ -254,6 +256,7 @@ final class ModuleRunner: Sendable {
     switch directive {
     case .persist(let record): try store.write(record)
     case .persistWish(let wish): try store.write(wish)
+    case .keepLimits(let limits): keep(limits)
     case .startEngine: engine.withLock { $0 }?.start(surroundings.engineConfiguration(configuration))
     case .killEngine: engine.withLock { $0 }?.kill()
     case .engine(let command): engine.withLock { $0 }?.send(command)
@@ -264,6 +267,7 @@ final class ModuleRunner: Sendable {
     case .suspendGuest: keeper.suspend()
     case .resumeGuest: keeper.resume()
     case .archiveBranch(let generation, let kept): archive(generation, kept: kept)
+    case .resolveSplit(let mine, let theirs): surroundings.resolveByPolicy(module, mine: mine, theirs: theirs)
     case .askConsent(let request): ask(request)
     case .readWitness(let id): surroundings.arbiters.readWitness(id, module) { [weak self] in self?.push($0) }
     case .swapWitness(let id, let expect, let register):

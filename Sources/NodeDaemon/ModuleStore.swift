@@ -16,11 +16,13 @@ struct ModuleStore: Sendable {
   private let intentsFile: String
   private let pair: DurablePair
   private let branchNote: String
+  private let syncNote: String
 
   init(paths: HostPaths, module: ModuleName) {
     directory = paths.moduleState(module)
     intentsFile = paths.intentsFile(module)
     branchNote = paths.branchNote(module)
+    syncNote = paths.syncNote(module)
     pair = DurablePair(path: "\(directory)/record")
   }
 
@@ -48,7 +50,9 @@ struct ModuleStore: Sendable {
     try pair.remove()
     try DurableFile.remove(wishFile)
     try DurableFile.remove(branchNote)
+    try DurableFile.remove(syncNote)
     try DurableFile.remove(verificationFile)
+    try DurableFile.remove(limitsFile)
     // A map must not outlive the copies it speaks of.
     try DurableFile.remove(intentsFile)
   }
@@ -80,7 +84,9 @@ struct ModuleStore: Sendable {
     try DurableFile.write([UInt8](JSONEncoder().encode(verification)), to: verificationFile)
   }
 
-  private func makeFolder() throws {
+  var limitsFile: String { "\(directory)/limits.json" }
+
+  func makeFolder() throws {
     let parent = directory.split(separator: "/").dropLast().joined(separator: "/")
     try DurableFile.makeFolder("/" + parent, mode: 0o700)
     try DurableFile.makeFolder(directory, mode: 0o700)

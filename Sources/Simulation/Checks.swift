@@ -41,7 +41,7 @@ extension World {
   /// I1: never two writers.
   func checkStep() {
     for node in nodes { checkSuspension(node) }
-    if !options.arbiter.isUnproven, isWriter(nodes[0]), isWriter(nodes[1]) { violate("I1: two writers") }
+    if !options.maySplit, isWriter(nodes[0]), isWriter(nodes[1]) { violate("I1: two writers") }
   }
 
   /// I2: R2, what an acknowledgement stands on.
@@ -75,13 +75,13 @@ extension World {
     if record.standing != .uptodate || node.copy.isMixed {
       violate("I4: \(node.name) starts a guest on a copy that is \(record.standing.rawValue)")
     }
-    if !options.arbiter.isUnproven, peer(of: node).guest != nil, isWriter(peer(of: node)) {
+    if !options.maySplit, peer(of: node).guest != nil, isWriter(peer(of: node)) {
       violate("I1: \(node.name) starts a guest while the peer's runs")
     }
     let holds = Set(node.copy.log)
     let promised = options.hasPowerCuts ? ledger.flushed : ledger.flushed + ledger.acknowledged
     for write in promised where !holds.contains(write.number) {
-      if options.arbiter.isUnproven, !record.history.contains(write.branch) { continue }
+      if options.maySplit, !record.history.contains(write.branch) { continue }
       return violate("I3: \(node.name) starts a guest without write \(write.number) of \(write.branch)")
     }
   }
@@ -160,7 +160,7 @@ extension World {
       if record.witness != mark { violate("I5: \(node.name) agrees to a witness before it is durable") }
     case .adoptWitness: break
     case .targetReady: if record.standing != .inconsistent { violate("I5: target is not durably inconsistent") }
-    case .hello, .token, .giveUp, .goOn: break
+    case .hello, .gaveUp, .token, .giveUp, .goOn: break
     }
   }
 

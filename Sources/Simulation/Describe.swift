@@ -7,6 +7,10 @@ extension Names {
     switch directive {
     case .persist(let record): "persist \(describe(record))"
     case .persistWish(let wish): "persistWish \(wish.started ? "started" : "stopped") v\(wish.version)"
+    case .keepLimits(let limits):
+      "keepLimits \(limits.restarts.count) restarts" + (limits.gaveUpAt == nil ? "" : ", gave up")
+        + (limits.peerGaveUpAt == nil ? "" : ", peer gave up") + ", \(limits.takeovers.count) takeovers"
+        + (limits.stopped == nil ? "" : ", stopped")
     case .startEngine: "startEngine"
     case .killEngine: "killEngine"
     case .engine(let command): "engine \(describe(command))"
@@ -15,6 +19,7 @@ extension Names {
     case .stopGuest: "stopGuest"
     case .destroyGuest: "destroyGuest"
     case .archiveBranch(let generation, let kept): "archiveBranch \(describe(generation)) for \(describe(kept))"
+    case .resolveSplit(let mine, let theirs): "resolveSplit \(describe(mine)) for \(describe(theirs))"
     case .suspendGuest: "suspendGuest"
     case .resumeGuest: "resumeGuest"
     case .askConsent(let request):
@@ -72,6 +77,7 @@ extension Names {
     case .targetReady: "TARGET-READY"
     case .adopt(let generation, _, _): "ADOPT \(describe(generation))"
     case .adopted: "ADOPTED"
+    case .gaveUp: "GAVE-UP"
     case .token: "TOKEN"
     case .giveUp(let branch, let kept): "GIVE-UP \(describe(branch)) for \(describe(kept))"
     case .goOn(let kept): "GO-ON \(describe(kept))"

@@ -39,7 +39,8 @@ final class SimDaemon {
     startedAt = world.now
     deliver(
       .loaded(
-        record: node.record, wish: node.wish, guest: node.guest.map { $0.isSuspended ? .suspended : .running } ?? .off))
+        record: node.record, wish: node.wish, guest: node.guest.map { $0.isSuspended ? .suspended : .running } ?? .off,
+        limits: node.limits))
   }
 
   func deliver(_ event: Event) {
@@ -53,7 +54,7 @@ final class SimDaemon {
       if let left = node.daemonDiesAfter {
         if left == 0 {
           world.meet(.vmhadKilledBetweenDirectives)
-          return node.killDaemon()
+          return node.diesWithHost ? node.powerCut() : node.killDaemon()
         }
         node.daemonDiesAfter = left - 1
       }
@@ -77,6 +78,13 @@ final class SimDaemon {
     case .persistWish(let wish):
       if node.persistFails { return false }
       node.wish = wish
+    case .keepLimits(let limits): if !node.persistFails { node.limits = limits }
+    case .resolveSplit(let mine, let theirs):
+      node.after(world.delay(20, 1...500)) { [weak self] in
+        guard let self else { return }
+        let verb = Command.Verb.resolve(mine: mine, theirs: theirs)
+        self.deliver(.command(Command(id: self.world.random.next(), verb: verb, wishVersion: self.node.wish.version)))
+      }
     case .startEngine: startEngine()
     case .killEngine: node.killEngine()
     case .engine(let command):
@@ -155,7 +163,7 @@ final class SimDaemon {
     let asked = node.copy.log
     node.after(world.delay(800, 100...4000)) { [weak self] in
       guard let self, self.node.daemon === self else { return }
-      if self.node.persistFails {
+      if self.node.persistFails || self.node.archiveFails {
         return self.deliver(.branchArchiveFailed(generation.branch, why: "No space left on device"))
       }
       if self.node.copy.log != asked {

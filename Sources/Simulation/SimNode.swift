@@ -27,6 +27,7 @@ final class SimNode {
   // Durable.
   var record: DurableRecord?
   var wish = Wish(started: false, version: 0)
+  var limits = ModuleLimits()
   var copy = Copy()
   /// R12.
   var archives: [BranchID: [Int]] = [:]
@@ -37,6 +38,7 @@ final class SimNode {
 
   // Faults.
   var persistFails = false
+  var archiveFails = false
   var guestStartFails = false
   var engineStartFails = false
   var suspendFails = false { didSet { if oldValue { suspendsSince = world.now } } }
@@ -44,6 +46,8 @@ final class SimNode {
   var fenceFails = false
   /// The next daemon activity stops dead behind this many directives.
   var daemonDiesAfter: Int?
+  /// It is the power that goes then.
+  var diesWithHost = false
 
   init(world: World, id: NodeID, name: String) {
     self.world = world
@@ -54,11 +58,14 @@ final class SimNode {
   var settings: MirrorSettings {
     incarnations += 1
     guard let module = ModuleName("vm") else { preconditionFailure("the name is fixed") }
-    return MirrorSettings(
+    var settings = MirrorSettings(
       module: module, node: id, nodeName: name, peerName: name == "a" ? "b" : "a", preferred: world.options.preferred,
       arbiter: world.options.arbiter, detection: World.detection, bootWait: World.bootWait,
       stopTimeout: World.stopTimeout, restartsMax: 3, restartWindow: .seconds(3600), bootID: "\(name)\(boot)",
       seed: world.options.seed &* 31 &+ incarnations &* 2 &+ UInt64(index))
+    settings.forceAfter = world.options.forceAfter
+    settings.splitPolicy = world.options.splitPolicy
+    return settings
   }
 
   /// Runs on this host: not after a power cut, and only after the thaw while it is frozen.

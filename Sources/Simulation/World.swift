@@ -8,6 +8,10 @@ final class World {
     var seed: UInt64 = 1
     var arbiter = ArbiterPolicy.wait
     var preferred = NodeID.first
+    var forceAfter: Duration?
+    var splitPolicy = SplitPolicy.ask
+    /// Two branches may come about by what the operator chose beforehand.
+    var maySplit: Bool { arbiter.isUnproven || forceAfter != nil }
     /// Beats reach the core only when they say something new: nothing wakes it by accident.
     var beatsOnChangeOnly = true
     /// The engine's own exit is reported to the core.

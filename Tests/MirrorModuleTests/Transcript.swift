@@ -5,7 +5,8 @@ import Model
 
 /// One scenario: the commands of a transcript file, and the text that they produce now.
 ///
-/// A file holds `#` comments, `>` command lines and the output of each. The first command line names the options.
+/// A file holds `#` comments, `>` command lines and the output of each. A command line `nodes` names the options and begins anew; of
+/// one that begins with `quiet` only the states at its end are told.
 struct Transcript {
   struct Problem: Error { let text: String }
   private(set) var text = ""
@@ -18,7 +19,7 @@ struct Transcript {
       guard line.hasPrefix("> ") else { continue }
       transcript.text += "\(line)\n"
       let commands = line.dropFirst(2).split(separator: ";").map { $0.split(separator: " ").map(String.init) }
-      if let world {
+      if let world, commands.first?.first != "nodes" {
         try transcript.play(commands, in: world)
       } else {
         world = try transcript.open(commands.first ?? [])
@@ -27,7 +28,9 @@ struct Transcript {
     return transcript.text
   }
 
-  private func open(_ words: [String]) throws -> World {
+  private func open(_ words: [String]) throws -> World { World(try Self.options(words)) }
+
+  static func options(_ words: [String]) throws -> World.Options {
     guard words.first == "nodes" else { throw Problem(text: "the first command must be 'nodes'") }
     var options = World.Options()
     for word in words.dropFirst() {
@@ -40,16 +43,20 @@ struct Transcript {
       case "arbiter=witness+fence": options.arbiter = .witnessAndFence
       case "preferred=a": options.preferred = .first
       case "preferred=b": options.preferred = .second
+      case "force-after=30s": options.forceAfter = .seconds(30)
+      case "split-policy=keep-preferred": options.splitPolicy = .keepPreferred
       default: throw Problem(text: "unknown option \(word)")
       }
     }
     options.hasPowerCuts = true
-    return World(options)
+    return options
   }
 
   private mutating func play(_ commands: [[String]], in world: World) throws {
     var lines: [String] = []
-    world.recorder = { [unowned world] node, line in lines.append("  \(Self.time(world.now)) \(node.name) \(line)") }
+    if commands.first != ["quiet"] {
+      world.recorder = { [unowned world] node, line in lines.append("  \(Self.time(world.now)) \(node.name) \(line)") }
+    }
     for command in commands { try Self.perform(command, in: world) }
     world.recorder = nil
     if let violation = world.violations.first { throw Problem(text: "\(violation)") }
@@ -69,9 +76,10 @@ struct Transcript {
     return "\(now / 1_000_000_000)." + String(repeating: "0", count: 3 - fraction.count) + fraction
   }
 
-  private static func perform(_ words: [String], in world: World) throws {
+  static func perform(_ words: [String], in world: World) throws {
     let node = words.count > 1 ? world.nodes.first { $0.name == words[words.count - 1] } : nil
     switch (words.first ?? "", node) {
+    case ("quiet", nil): break
     case ("run", nil): world.run(for: .milliseconds(Int(words.last ?? "") ?? 0))
     case ("settle", nil):
       world.run(for: .milliseconds(500))
@@ -101,6 +109,7 @@ struct Transcript {
     case ("kill-qemu", let node?): node.guest?.end(.failed)
     case ("persist-fails", let node?): node.persistFails = true
     case ("persist-works", let node?): node.persistFails = false
+    case ("archive-fails", let node?): node.archiveFails = true
     case ("guest-fails", let node?): node.guestStartFails = true
     case ("guest-works", let node?): node.guestStartFails = false
     case ("give-up", let node?): world.giveUp(node)

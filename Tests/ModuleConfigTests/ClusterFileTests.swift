@@ -55,6 +55,16 @@ private func refusal(_ text: String) -> ConfigurationError? {
   #expect(try read(text).xml() == text)
 }
 
+@Test func ordersForTheWorstAreReadAndWritten() throws {
+  #expect(try read(good).forceAfter == .zero && read(good).splitPolicy == .ask)
+  let cluster = try read(
+    good.replacing("policy=\"wait\"/>", with: "policy=\"wait\" force-after=\"30m\"/><split policy=\"keep-preferred\"/>")
+  )
+  #expect(cluster.forceAfter == .seconds(1800) && cluster.splitPolicy == .keepPreferred)
+  #expect(cluster.warnings.contains { $0.what.contains("can split") })
+  #expect(try read(cluster.xml()) == cluster)
+}
+
 @Test func defaultsAreFilledIn() throws {
   let cluster = try read(
     """
@@ -131,6 +141,10 @@ private let mistakes: [ClusterMistake] = [
   .init("kind=\"wait\"", "kind=\"dice\"", .value, 10, "policy=none, policy=ping, wait"),
   .init("kind=\"wait\"", "", .structure, 10, "'kind' is missing"),
   .init("policy=\"wait\"", "policy=\"never\"", .value, 11, "arbiter, wait"),
+  .init("wait=\"2m\"", "wait=\"2m\" force-after=\"1m\"", .relation, 11, "wait <= force-after <= 30d"),
+  .init("wait=\"2m\"", "wait=\"2m\" force-after=\"31d\"", .relation, 11, "wait <= force-after <= 30d"),
+  .init("wait=\"2m\"", "wait=\"2m\" force-after=\"never\"", .value, 11, "'off' or a time"),
+  .init("<scrub", "<split policy=\"newest\"/><scrub", .value, 12, "ask, keep-preferred"),
   .init("<arbiter kind=\"wait\"/>", "<arbiter kind=\"wait\"/><arbiter kind=\"wait\"/>", .structure, 10, "2 times"),
   .init("<arbiter kind=\"wait\"/>", "<arbiter kind=\"wait\"/>text", .structure, 1, "unexpected text"),
 ]

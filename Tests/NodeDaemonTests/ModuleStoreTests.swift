@@ -46,6 +46,57 @@ import Testing
     }
   }
 
+  /// Counted by the monotonic clock of one boot, kept by date, counted on in the next boot.
+  @Test func limitsOutliveTheBoot() throws {
+    try Self.withStore { store, folder in
+      let late = Instant(nanoseconds: 500_000 * 1_000_000_000)
+      let wall = WallTime(milliseconds: 1_795_380_974_000)
+      #expect(store.readLimits(at: late, wall: wall) == ModuleLimits())
+      var limits = ModuleLimits()
+      limits.restarts = [late + .seconds(-7200), late + .seconds(-60)]
+      limits.takeovers = [late + .seconds(-30)]
+      limits.gaveUpAt = late
+      limits.stopped = "it keeps dying"
+      try store.write(StoredLimits(limits, at: late, wall: wall))
+      #expect(store.readLimits(at: late, wall: wall) == limits)
+      // Ten seconds after the next boot, an hour later.
+      let next = Instant(nanoseconds: 10 * 1_000_000_000)
+      let read = store.readLimits(at: next, wall: WallTime(milliseconds: wall.milliseconds + 3_600_000))
+      #expect(read.restarts == [next + .seconds(-10_800), next + .seconds(-3660)])
+      #expect(read.takeovers == [next + .seconds(-3630)] && read.gaveUpAt == next + .seconds(-3600))
+      #expect(read.stopped == "it keeps dying" && read.peerGaveUpAt == nil)
+      // The wall clock was set back behind them: they count as of now.
+      #expect(store.readLimits(at: next, wall: WallTime(milliseconds: 5)).restarts == [next, next])
+      try DurableFile.write(Array("damaged".utf8), to: "\(folder)/limits.json")
+      #expect(store.readLimits(at: late, wall: wall) == ModuleLimits())
+      try store.write(StoredLimits(limits, at: late, wall: wall))
+      try store.removeAll()
+      #expect(store.readLimits(at: late, wall: wall) == ModuleLimits())
+    }
+  }
+
+  @Test func theLastMomentInSyncIsNoted() throws {
+    try Self.withStore { store, folder in
+      try store.write(Self.record)
+      let root = String(folder.dropLast("/var/lib/vmha/modules/vm1".count))
+      let paths = HostPaths(root: root)
+      let name = try #require(ModuleName("vm1"))
+      func at(_ seconds: Int64) -> WallTime { WallTime(milliseconds: 1_795_380_974_000 + seconds * 1000) }
+      var notes = SyncNotes(paths: paths)
+      try notes.look(at: name, inSync: false, now: at(0))
+      #expect(SyncNotes.read(paths, name) == nil)
+      for second in 1...90 { try notes.look(at: name, inSync: true, now: at(Int64(second))) }
+      // What a power cut leaves, and what an end in order leaves.
+      #expect(SyncNotes.read(paths, name) == at(61))
+      try notes.look(at: name, inSync: false, now: at(91))
+      #expect(SyncNotes.read(paths, name) == at(90))
+      try notes.look(at: name, inSync: false, now: at(500))
+      #expect(SyncNotes.read(paths, name) == at(90))
+      try store.removeAll()
+      #expect(SyncNotes.read(paths, name) == nil)
+    }
+  }
+
   @Test(arguments: [".a", ".b"]) func damageToOneCopyLosesNothing(copy: String) throws {
     try Self.withStore { store, folder in
       var older = Self.record
