@@ -38,6 +38,7 @@ extension MirrorModule {
   mutating func engineIsReady(_ report: EngineReport) {
     engineReady = true
     engineStarting = false
+    isEngineKnown = true
     isMounted = report.isMounted
     areReadsHeld = report.areReadsHeld ?? false
     switch phase {
@@ -194,6 +195,7 @@ extension MirrorModule {
 
   mutating func engineGone(_ why: String) {
     forgetEngine()
+    isEngineKnown = true
     let before = phase
     bringUp = nil
     dropSession()

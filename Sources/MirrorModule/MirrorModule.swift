@@ -89,6 +89,8 @@ public struct MirrorModule: Sendable, Codable, Hashable {
   /// The guest was shutting down when it was cut off, and is destroyed instead.
   var isCutShort = false
   var engineReady = false
+  /// What an engine that outlived an earlier vmhad holds is known, or that there is none.
+  var isEngineKnown = false
   var engineStarting = false
   /// The engine was told to look for its peer.
   var isConnecting = false

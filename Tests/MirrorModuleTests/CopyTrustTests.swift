@@ -1,0 +1,100 @@
+import MirrorModule
+import Model
+import Testing
+
+/// What a copy is worth, and who may rely on it, where something of it was lost: an engine that is not known yet, a record, a disk, a mount.
+@Suite struct CopyTrustTests {
+  private let session = SessionID(rawValue: 9)
+  private let start = Instant(nanoseconds: 0)
+  private let record = DurableRecord(
+    generation: Generation(number: 4, branch: BranchID(rawValue: 44)), standing: .uptodate)
+
+  private func settings(_ arbiter: ArbiterPolicy) -> MirrorSettings {
+    var options = World.Options()
+    options.arbiter = arbiter
+    let world = World(options)
+    return withExtendedLifetime(world) { world.nodes[0].settings }
+  }
+
+  private func loaded(_ record: DurableRecord, _ arbiter: ArbiterPolicy = .wait, guest: GuestState = .off)
+    -> MirrorModule
+  {
+    var core = MirrorModule(settings: settings(arbiter))
+    _ = core.handle(.loaded(record: record, wish: Wish(started: true, version: 1), guest: guest), at: start)
+    return core
+  }
+
+  private func report(_ role: EngineRole, _ policy: AcknowledgePolicy, mounted: Bool = true) -> EngineReport {
+    var report = EngineReport(processID: 1, role: role, policy: policy)
+    report.isMounted = mounted
+    if case .both(let session) = policy { report.session = session }
+    return report
+  }
+
+  /// PRIM with a running guest; or not yet: the peer has not said that it has adopted.
+  private func primary(isAdopted: Bool = true) -> MirrorModule {
+    var core = loaded(record, guest: .running)
+    _ = core.handle(.engine(.ready(report(.primary, .both(session)))), at: start)
+    if isAdopted { _ = core.handle(.peerMessage(session, .adopted), at: start) }
+    _ = core.handle(.nodeAlive, at: start)
+    #expect(core.status.state == .prim && core.status.inSync == isAdopted)
+    return core
+  }
+
+  /// ALONE with a running guest.
+  private func alone() -> MirrorModule {
+    var marked = record
+    marked.peerOutdated = .consent
+    var core = loaded(marked, guest: .running)
+    _ = core.handle(.engine(.ready(report(.primary, .alone))), at: start)
+    #expect(core.status.state == .alone)
+    return core
+  }
+
+  private func request(_ record: DurableRecord) -> ConsentRequest {
+    ConsentRequest(
+      nonce: 1, node: .second, generation: record.generation, history: record.history, guestRunning: true,
+      stopping: false)
+  }
+
+  private func grants(_ directives: [Directive]) -> Bool {
+    directives.contains { if case .replyConsent(_, .granted) = $0 { true } else { false } }
+  }
+
+  private func asks(_ directives: [Directive]) -> ConsentRequest? {
+    for case .askConsent(let request) in directives { return request }
+    return nil
+  }
+
+  private func hello(_ directives: [Directive]) -> Hello? {
+    for case .sendPeer(_, .hello(let hello)) in directives { return hello }
+    return nil
+  }
+
+  // MARK: R5, consent
+
+  /// vmhad is new, and its engine still the target of a session whose source has lost it: a consent now could not end that session,
+  /// and an ADOPT that is on its way would make this copy up to date behind the consent.
+  @Test func noConsentBeforeTheEngineIsKnown() {
+    var target = record
+    target.standing = .inconsistent
+    var core = loaded(target)
+    #expect(!grants(core.handle(.consentRequested(request(record), token: 1), at: start)))
+    var replica = report(.replica, .frozen, mounted: false)
+    replica.session = session
+    _ = core.handle(.engine(.ready(replica)), at: start)
+    let granted = core.handle(.consentRequested(request(record), token: 2), at: start)
+    #expect(grants(granted) && granted.contains(.engine(.endSession)))
+    let late = core.handle(
+      .peerMessage(session, .adopt(record.generation, history: record.history, pairing: 7)), at: start)
+    #expect(!late.contains { if case .persist = $0 { true } else { false } })
+  }
+
+  /// The same on a primary whose guest libvirt does not tell of: it may hold a mount.
+  @Test func noConsentWhileAMountMayBeThere() {
+    var core = loaded(record, guest: .unknown)
+    #expect(!grants(core.handle(.consentRequested(request(record), token: 1), at: start)))
+    _ = core.handle(.engineGone(why: "exit status 1"), at: start)
+    #expect(grants(core.handle(.consentRequested(request(record), token: 2), at: start)))
+  }
+}
