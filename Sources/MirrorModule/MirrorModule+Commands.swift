@@ -80,8 +80,8 @@ extension MirrorModule {
           what: "\(settings.module) cannot be forced on \(settings.nodeName)",
           why: "this copy is in the middle of a resync and not usable", next: "bring \(settings.peerName) back"))
     }
-    // In a split both copies are kept: one of them may serve, as long as the other does not.
-    let isPeerPassive = splitWith != nil && peerBeat.map { !$0.isPrimary } ?? false
+    // In a split both copies are kept: one of them may serve, as long as the other does not. Where none is usable, only this ends it.
+    let isPeerPassive = (splitWith != nil || hasNoSource) && peerBeat.map { !$0.isPrimary } ?? false
     guard peerAlive == false || isPeerPassive else {
       return answer(
         command,
@@ -91,6 +91,11 @@ extension MirrorModule {
     }
     answer(command, .accepted("forced: writes that only \(settings.peerName) has are not in this copy"))
     goAlone(.force, "the operator forced the start")
+  }
+
+  /// R7 has found no copy that can be the source.
+  private var hasNoSource: Bool {
+    handshake.flatMap { shake in shake.theirs.map { Lineage.decide(shake.mine, $0) == .noSource } } ?? false
   }
 
   mutating func begin(byOperator: Bool) {

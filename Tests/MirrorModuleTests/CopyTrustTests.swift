@@ -97,4 +97,29 @@ import Testing
     _ = core.handle(.engineGone(why: "exit status 1"), at: start)
     #expect(grants(core.handle(.consentRequested(request(record), token: 2), at: start)))
   }
+
+  // MARK: R0, R6: a record that was lost
+
+  /// The peer's record cannot be read any more, and this copy is known to be older than what the peer had: nothing is overwritten
+  /// before the operator has said so.
+  @Test func anOutdatedCopyIsNoSourceOverALostRecord() {
+    var outdated = record
+    outdated.standing = .outdated
+    var core = loaded(outdated)
+    _ = core.handle(.engine(.ready(report(.idle, .frozen, mounted: false))), at: start)
+    _ = core.handle(.nodeAlive, at: start)
+    _ = core.handle(.engine(.connected(session, link: "storage")), at: start)
+    let lost = Hello(node: .second, record: .empty, isAlone: false, guestRunning: false, continuous: false)
+    _ = core.handle(.peerMessage(session, .hello(lost)), at: start)
+    let ready = core.handle(.peerMessage(session, .targetReady(claim: nil)), at: start)
+    #expect(!ready.contains { if case .persist = $0 { true } else { false } })
+    #expect(core.status.state == .wait && core.status.sentence.contains("neither copy is usable"))
+    let beat = PeerBeat(
+      state: .wait, readiness: .transient, standing: .inconsistent, generation: DurableRecord.empty.generation,
+      guestRunning: false, offers: false)
+    _ = core.handle(.peerBeat(beat), at: start)
+    let forced = core.handle(.command(Command(id: 1, verb: .start(force: true), wishVersion: 2)), at: start)
+    #expect(core.status.state == .alone && core.status.peerOutdated == .force)
+    #expect(forced.contains(.engine(.endSession)))
+  }
 }
