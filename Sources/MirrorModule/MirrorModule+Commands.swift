@@ -182,7 +182,9 @@ extension MirrorModule {
     bringUp = nil
     openAsk = nil
     for timer in [TimerKind.ask, .askAnswer, .adopt, .patience] { timers[timer] = nil }
-    let closing = Closing(goal: goal, step: .guest, session: session, wasAlone: wasAlone)
+    var wasInSync = false
+    if case .prim = phase { wasInSync = true }
+    let closing = Closing(goal: goal, step: .guest, session: session, wasAlone: wasAlone, wasInSync: wasInSync)
     phase = .closing(closing)
     switch goal {
     case .stop: say("stopping: the guest is asked to shut down", .notice)
@@ -238,7 +240,7 @@ extension MirrorModule {
       beginArchive(kept)
     case .stop:
       // Clean stop: the node that stops last holds the mark, so that it starts alone next time.
-      if closing.wasAlone || closing.session == nil && peerAlive != true {
+      if closing.wasAlone || closing.hasLostDisk || closing.session == nil && peerAlive != true {
         return finishStop(consented: false, claim: nil)
       }
       advance(closing, to: .consent, session: nil)

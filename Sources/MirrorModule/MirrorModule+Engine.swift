@@ -150,6 +150,10 @@ extension MirrorModule {
     note("the engine could not do '\(command)': \(why)", .warning)
     switch command {
     case "mount", "syncFiles":
+      if case .closing(let closing) = phase, closing.step == .barrier {
+        // Said by its disk error. Another try would only succeed because the kernel forgets what it has lost.
+        return closeMount(closing)
+      }
       guard bringUp != nil else { return }
       fail("the disks cannot be brought up here: \(why)", kill: false)
     case "unmount":
@@ -186,10 +190,38 @@ extension MirrorModule {
         // The guest got the error and libvirt pauses it; the module stays where it is (DESIGN section 3).
         return note("\(what): the guest sees the full disk", .alarm, rule: "R11")
       }
-      note("\(what); \(settings.peerName) has everything and takes the module", .alarm, rule: "R11")
-      endSession()
-      offer()
+      giveUpDisk(what)
+    case .closing(let closing) where !closing.wasAlone && (operation == "fsync" || !noSpace.contains(code)):
+      if case .handOver = closing.goal { return giveUpDisk(what) }
+      loseDiskInStop(closing, what)
     default: note(what, .alarm, rule: "R11")
+    }
+  }
+
+  /// This node's disk failed under its guest, in sync with the peer or frozen since.
+  private mutating func giveUpDisk(_ what: String) {
+    note("\(what); \(settings.peerName) has everything and takes the module", .alarm, rule: "R11")
+    endSession()
+    distrustCopy(peerHasAll: false)
+    offer()
+  }
+
+  /// The guest goes off anyway. The next start is the peer's, so it must not become outdated by a consent now.
+  private mutating func loseDiskInStop(_ closing: Closing, _ what: String) {
+    note("\(what); \(settings.peerName) has everything", .alarm, rule: "R11")
+    var next = closing
+    next.hasLostDisk = true
+    phase = .closing(next)
+    distrustCopy(peerHasAll: closing.wasInSync)
+  }
+
+  /// Acknowledged writes may be missing here from now on: R7 must not pick this copy before one that kept all, and no fence may (R5).
+  /// In R8.4 the peer may not have adopted: then this one is all there is.
+  private mutating func distrustCopy(peerHasAll: Bool) {
+    persist { record in
+      record.bootAtLastSync = nil
+      record.wroteLast = false
+      if peerHasAll, record.standing == .uptodate { record.standing = .outdated }
     }
   }
 

@@ -50,6 +50,10 @@ public struct MirrorModule: Sendable, Codable, Hashable {
     var session: SessionID?
     /// R4 had been done: the mark "peer outdated" already holds.
     var wasAlone: Bool
+    /// It began as PRIM: the peer has adopted.
+    var wasInSync: Bool
+    /// R11: this node's disk failed meanwhile.
+    var hasLostDisk = false
   }
 
   /// A session from its handshake until a role is taken in it.

@@ -122,4 +122,56 @@ import Testing
     #expect(core.status.state == .alone && core.status.peerOutdated == .force)
     #expect(forced.contains(.engine(.endSession)))
   }
+
+  // MARK: R11: a disk that failed under the guest
+
+  /// Nobody takes the offered module in time: when both meet, the copy that kept every acknowledged write is the source.
+  @Test func aDiskThatFailedIsNotTheSource() {
+    var core = primary()
+    #expect(core.durableRecord?.wroteLast == true)
+    let failed = core.handle(.engine(.diskError(operation: "fsync", path: "disk", errno: 5)), at: start)
+    let persisted = failed.firstIndex { if case .persist(let r) = $0 { r.bootAtLastSync == nil } else { false } }
+    let left = failed.firstIndex(of: .engine(.unmount(force: true)))
+    #expect(persisted != nil && left != nil && (persisted ?? 9) < (left ?? 0))
+    for event in [Event.engine(.sessionEnded), .guestOff(.destroyed), .engine(.unmounted)] {
+      _ = core.handle(event, at: start)
+    }
+    let later = start + .seconds(6)
+    _ = core.handle(.timer, at: later)
+    let met = core.handle(.engine(.connected(SessionID(rawValue: 10), link: "storage")), at: later)
+    let theirs = Hello(node: .second, record: record, isAlone: false, guestRunning: false, continuous: true)
+    let mine = hello(met)
+    #expect(mine != nil)
+    if let mine, case .source(let node, _) = Lineage.decide(mine, theirs) { #expect(node == .second) }
+  }
+
+  /// A flush that fails at the end of a stop: it ends all the same.
+  @Test func aStopEndsAlsoWhenTheLastFlushFails() {
+    var core = alone()
+    _ = core.handle(.command(Command(id: 1, verb: .stop, wishVersion: 2)), at: start)
+    _ = core.handle(.guestOff(.shutdown), at: start)
+    #expect(core.handle(.engine(.drained), at: start).contains(.engine(.syncFiles)))
+    _ = core.handle(.engine(.diskError(operation: "fsync", path: "disk", errno: 5)), at: start)
+    let failed = core.handle(.engine(.failed(command: "syncFiles", why: "fsync failed")), at: start)
+    #expect(failed.contains(.engine(.unmount(force: false))))
+    #expect(core.handle(.engine(.unmounted), at: start).contains(.engine(.exit)))
+    #expect(core.status.state == .stop)
+  }
+
+  /// In sync until its own disk failed in the stop: the peer's copy is the one to start from, so no consent makes it outdated. If it may
+  /// not have adopted, this one is all there is.
+  @Test(arguments: [true, false]) func aDiskThatFailsInAStopDoesNotOutdateThePeer(isAdopted: Bool) {
+    var core = primary(isAdopted: isAdopted)
+    _ = core.handle(.command(Command(id: 1, verb: .stop, wishVersion: 2)), at: start)
+    _ = core.handle(.guestOff(.shutdown), at: start)
+    #expect(core.handle(.engine(.drained), at: start).contains(.engine(.flushBarrier(session))))
+    var all = core.handle(.engine(.sessionLost(session, policy: .frozen, why: "fsync failed on this node")), at: start)
+    all += core.handle(.engine(.diskError(operation: "fsync", path: "disk", errno: 5)), at: start)
+    all += core.handle(.engine(.filesSynced), at: start)
+    all += core.handle(.engine(.unmounted), at: start)
+    #expect(asks(all) == nil)
+    #expect(core.durableRecord?.standing == (isAdopted ? .outdated : .uptodate))
+    #expect(core.durableRecord?.generation == record.generation && core.durableRecord?.peerOutdated == nil)
+    #expect(core.status.state == .stop)
+  }
 }
