@@ -142,8 +142,37 @@ extension MirrorModule {
   private mutating func unmounted() {
     isMounted = false
     areReadsHeld = false
-    if case .closing(let closing) = phase, closing.step == .unmount { return closingUnmounted(closing) }
-    continueYielding()
+    switch phase {
+    case .closing(let closing) where closing.step == .unmount: closingUnmounted(closing)
+    case .yielding: continueYielding()
+    case .prim, .adopting, .frozen, .alone: lostMount()
+    default: break
+    }
+  }
+
+  /// The mount went under the guest: somebody aborted it, or it had to be taken away from a guest that hung.
+  private mutating func lostMount() {
+    note("the guest's disks were taken away here", .alarm)
+    switch phase {
+    case .alone:
+      destroyWithoutDisks()
+      // What a resync had sent and not finished belongs to the mount that is gone.
+      endSession()
+      bringUpFresh(policy: .alone, resync: nil)
+      engine(.connect)
+    case .frozen:
+      destroyWithoutDisks()
+      phase = .waiting
+    default:
+      endSession()
+      offer()
+    }
+  }
+
+  private mutating func destroyWithoutDisks() {
+    guard guest.isLive, guest != .stopping else { return }
+    guest = .stopping
+    out.append(.destroyGuest)
   }
 
   private mutating func commandFailed(_ command: String, _ why: String) {
@@ -251,7 +280,11 @@ extension MirrorModule {
         out.append(.destroyGuest)
       }
       say("the engine died under the guest; starting both again here", .alarm)
-    case .frozen, .waiting, .yielding, .target, .second: phase = .waiting
+    case .frozen:
+      // A right may come before the next engine does: it must not find a guest that has lost its disks.
+      destroyWithoutDisks()
+      phase = .waiting
+    case .waiting, .yielding, .target, .second: phase = .waiting
     }
     restartEngine()
   }

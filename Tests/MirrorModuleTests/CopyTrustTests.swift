@@ -174,4 +174,42 @@ import Testing
     #expect(core.durableRecord?.generation == record.generation && core.durableRecord?.peerOutdated == nil)
     #expect(core.status.state == .stop)
   }
+
+  // MARK: a mount that goes under its guest
+
+  /// For instance a guest that hung and lost its mount for that: the module does not stay ALONE without disks.
+  @Test func aloneTheMountIsMadeAnew() {
+    var core = alone()
+    let lost = core.handle(.engine(.unmounted), at: start)
+    #expect(lost.contains(.destroyGuest) && lost.contains(.engine(.mount)) && lost.contains(.engine(.syncFiles)))
+    _ = core.handle(.engine(.mounted(fuseConnection: 1)), at: start)
+    #expect(core.handle(.engine(.filesSynced), at: start).contains(.engine(.setPolicy(.alone))))
+    #expect(core.handle(.guestOff(.destroyed), at: start).contains(.startGuest))
+  }
+
+  @Test func inSyncTheModuleIsOffered() {
+    var core = primary()
+    let lost = core.handle(.engine(.unmounted), at: start)
+    #expect(lost.contains(.destroyGuest) && lost.contains(.engine(.endSession)))
+    _ = core.handle(.guestOff(.destroyed), at: start)
+    #expect(core.status.offers)
+  }
+
+  /// The right comes while there is no engine: the guest whose disks went with the old one is not taken for one that runs.
+  @Test func aRightDoesNotFindAGuestWithoutDisks() {
+    var core = primary()
+    let lost = core.handle(.engine(.sessionLost(session, policy: .frozen, why: "reset")), at: start)
+    guard let ask = asks(lost) else {
+      Issue.record("it does not ask")
+      return
+    }
+    #expect(core.handle(.engineGone(why: "killed"), at: start).contains(.destroyGuest))
+    _ = core.handle(.consentReplied(.granted(nonce: ask.nonce, generation: ask.generation, claim: nil)), at: start)
+    #expect(core.status.state == .alone)
+    for event in [
+      Event.engine(.ready(report(.idle, .frozen, mounted: false))), .engine(.mounted(fuseConnection: 1)),
+      .engine(.filesSynced),
+    ] { _ = core.handle(event, at: start) }
+    #expect(core.handle(.guestOff(.destroyed), at: start).contains(.startGuest))
+  }
 }
