@@ -185,7 +185,10 @@ public struct MirrorModule: Sendable, Codable, Hashable {
     case .persistFailed(let why): persistFailed(why)
     case .settings(let changed):
       let node = settings.node
-      if settings.arbiter != changed.arbiter { forgetArbiter() }
+      if settings.arbiter != changed.arbiter {
+        forgetArbiter()
+        if changed.arbiter.fences { forgetContinuity() }
+      }
       settings = changed
       precondition(node == changed.node, "a node cannot change its number")
     case .timer: break

@@ -212,4 +212,23 @@ import Testing
     ] { _ = core.handle(event, at: start) }
     #expect(core.handle(.guestOff(.destroyed), at: start).contains(.startGuest))
   }
+
+  // MARK: R5, fence
+
+  /// Under the arbiter before, the peer may have gone alone while this node knew nothing of it; powered off, it proves nothing.
+  @Test func aFenceThatIsNewDoesNotCountBeforeTheNextSync() {
+    var old = record
+    old.bootAtLastSync = settings(.wait).bootID
+    var core = loaded(old)
+    _ = core.handle(.engine(.ready(report(.idle, .frozen, mounted: false))), at: start)
+    _ = core.handle(.settings(settings(.fence)), at: start)
+    #expect(core.durableRecord?.bootAtLastSync == nil)
+    var late = core.handle(.nodeLost, at: start)
+    late += core.handle(.timer, at: start + World.bootWait + .seconds(60))
+    #expect(!late.contains { if case .fencePeer = $0 { true } else { false } })
+    // In sync it stays what it is.
+    var running = primary()
+    _ = running.handle(.settings(settings(.fence)), at: start)
+    #expect(running.durableRecord?.bootAtLastSync != nil)
+  }
 }
