@@ -23,8 +23,10 @@ public enum Lineage {
     }
   }
 
+  /// R6: an outdated copy knows that a newer one was written. It ends to be outdated by itself only on the same branch, where nobody
+  /// has used the consent; beside another copy, one whose record was lost above all, only the operator can say that it counts.
   private static func usable(_ hello: Hello, _ why: String) -> Reconnection {
-    hello.standing == .inconsistent ? .noSource : .source(hello.node, why: why)
+    hello.standing == .uptodate ? .source(hello.node, why: why) : .noSource
   }
 
   private static func sameBranch(_ a: Hello, _ b: Hello) -> Reconnection {

@@ -68,6 +68,14 @@ extension MirrorModule {
     for timer in [TimerKind.witness, .witnessAnswer, .patience] { timers[timer] = nil }
   }
 
+  /// R5: a fence tells nothing of what the peer was allowed by another arbiter since the copies were in sync.
+  mutating func forgetContinuity() {
+    switch phase {
+    case .prim, .second: return
+    default: if record != nil { persist { $0.bootAtLastSync = nil } }
+    }
+  }
+
   private mutating func refused(_ why: String) {
     dropArbitration()
     arbiterRefusal = why

@@ -82,8 +82,8 @@ extension MirrorModule {
           what: "\(settings.module) cannot be forced on \(settings.nodeName)",
           why: "this copy is in the middle of a resync and not usable", next: "bring \(settings.peerName) back"))
     }
-    // In a split both copies are kept: one of them may serve, as long as the other does not.
-    let isPeerPassive = splitWith != nil && peerBeat.map { !$0.isPrimary } ?? false
+    // In a split both copies are kept: one of them may serve, as long as the other does not. Where none is usable, only this ends it.
+    let isPeerPassive = (splitWith != nil || hasNoSource) && peerBeat.map { !$0.isPrimary } ?? false
     guard peerAlive == false || isPeerPassive else {
       return answer(
         command,
@@ -94,6 +94,11 @@ extension MirrorModule {
     let both = splitWith == nil ? "" : "; it is SPLIT: this copy has writes of its own, and both copies stay"
     answer(command, .accepted("forced: writes that only \(settings.peerName) has are not in this copy\(both)"))
     goAlone(.force, "the operator forced the start")
+  }
+
+  /// R7 has found no copy that can be the source.
+  private var hasNoSource: Bool {
+    handshake.flatMap { shake in shake.theirs.map { Lineage.decide(shake.mine, $0) == .noSource } } ?? false
   }
 
   mutating func begin(byOperator: Bool) {
@@ -180,7 +185,9 @@ extension MirrorModule {
     bringUp = nil
     openAsk = nil
     for timer in [TimerKind.ask, .askAnswer, .adopt, .patience] { timers[timer] = nil }
-    let closing = Closing(goal: goal, step: .guest, session: session, wasAlone: wasAlone)
+    var wasInSync = false
+    if case .prim = phase { wasInSync = true }
+    let closing = Closing(goal: goal, step: .guest, session: session, wasAlone: wasAlone, wasInSync: wasInSync)
     phase = .closing(closing)
     switch goal {
     case .stop: say("stopping: the guest is asked to shut down", .notice)
@@ -236,7 +243,7 @@ extension MirrorModule {
       beginArchive(kept)
     case .stop:
       // Clean stop: the node that stops last holds the mark, so that it starts alone next time.
-      if closing.wasAlone || closing.session == nil && peerAlive != true {
+      if closing.wasAlone || closing.hasLostDisk || closing.session == nil && peerAlive != true {
         return finishStop(consented: false, claim: nil)
       }
       advance(closing, to: .consent, session: nil)

@@ -38,6 +38,7 @@ extension MirrorModule {
   mutating func engineIsReady(_ report: EngineReport) {
     engineReady = true
     engineStarting = false
+    isEngineKnown = true
     isMounted = report.isMounted
     areReadsHeld = report.areReadsHeld ?? false
     switch phase {
@@ -141,14 +142,50 @@ extension MirrorModule {
   private mutating func unmounted() {
     isMounted = false
     areReadsHeld = false
-    if case .closing(let closing) = phase, closing.step == .unmount { return closingUnmounted(closing) }
-    continueYielding()
+    switch phase {
+    case .closing(let closing) where closing.step == .unmount: closingUnmounted(closing)
+    case .yielding: continueYielding()
+    case .prim, .adopting, .frozen, .alone: lostMount()
+    default: break
+    }
+  }
+
+  /// The mount went under the guest: somebody aborted it, or it had to be taken away from a guest that hung.
+  private mutating func lostMount() {
+    note("the guest's disks were taken away here", .alarm)
+    let hadGuest = guest.isPresent
+    switch phase {
+    case .alone:
+      destroyWithoutDisks()
+      if hadGuest, mayRestart("its disks were gone") { say("mounting its disks and starting the guest again here") }
+      // What a resync had sent and not finished belongs to the mount that is gone.
+      endSession()
+      bringUpFresh(policy: .alone, resync: nil)
+      engine(.connect)
+    case .frozen:
+      destroyWithoutDisks()
+      phase = .waiting
+    default:
+      if hadGuest { countDeath() }
+      endSession()
+      offer()
+    }
+  }
+
+  private mutating func destroyWithoutDisks() {
+    guard guest.isLive, guest != .stopping else { return }
+    guest = .stopping
+    out.append(.destroyGuest)
   }
 
   private mutating func commandFailed(_ command: String, _ why: String) {
     note("the engine could not do '\(command)': \(why)", .warning)
     switch command {
     case "mount", "syncFiles":
+      if case .closing(let closing) = phase, closing.step == .barrier {
+        // Said by its disk error. Another try would only succeed because the kernel forgets what it has lost.
+        return closeMount(closing)
+      }
       guard bringUp != nil else { return }
       fail("the disks cannot be brought up here: \(why)", kill: false)
     case "unmount":
@@ -185,16 +222,45 @@ extension MirrorModule {
         // The guest got the error and libvirt pauses it; the module stays where it is (DESIGN section 3).
         return note("\(what): the guest sees the full disk", .alarm, rule: "R11")
       }
-      if guest.isPresent { countDeath() }
-      note("\(what); \(settings.peerName) has everything and takes the module", .alarm, rule: "R11")
-      endSession()
-      offer()
+      giveUpDisk(what)
+    case .closing(let closing) where !closing.wasAlone && (operation == "fsync" || !noSpace.contains(code)):
+      if case .handOver = closing.goal { return giveUpDisk(what) }
+      loseDiskInStop(closing, what)
     default: note(what, .alarm, rule: "R11")
+    }
+  }
+
+  /// This node's disk failed under its guest, in sync with the peer or frozen since.
+  private mutating func giveUpDisk(_ what: String) {
+    if guest.isPresent { countDeath() }
+    note("\(what); \(settings.peerName) has everything and takes the module", .alarm, rule: "R11")
+    endSession()
+    distrustCopy(peerHasAll: false)
+    offer()
+  }
+
+  /// The guest goes off anyway. The next start is the peer's, so it must not become outdated by a consent now.
+  private mutating func loseDiskInStop(_ closing: Closing, _ what: String) {
+    note("\(what); \(settings.peerName) has everything", .alarm, rule: "R11")
+    var next = closing
+    next.hasLostDisk = true
+    phase = .closing(next)
+    distrustCopy(peerHasAll: closing.wasInSync)
+  }
+
+  /// Acknowledged writes may be missing here from now on: R7 must not pick this copy before one that kept all, and no fence may (R5).
+  /// In R8.4 the peer may not have adopted: then this one is all there is.
+  private mutating func distrustCopy(peerHasAll: Bool) {
+    persist { record in
+      record.bootAtLastSync = nil
+      record.wroteLast = false
+      if peerHasAll, record.standing == .uptodate { record.standing = .outdated }
     }
   }
 
   mutating func engineGone(_ why: String) {
     forgetEngine()
+    isEngineKnown = true
     let before = phase
     bringUp = nil
     dropSession()
@@ -221,7 +287,11 @@ extension MirrorModule {
         out.append(.destroyGuest)
       }
       if hadGuest, mayRestart("its engine died") { say("starting the engine and the guest again here") }
-    case .frozen, .waiting, .yielding, .target, .second: phase = .waiting
+    case .frozen:
+      // A right may come before the next engine does: it must not find a guest that has lost its disks.
+      destroyWithoutDisks()
+      phase = .waiting
+    case .waiting, .yielding, .target, .second: phase = .waiting
     }
     restartEngine()
   }

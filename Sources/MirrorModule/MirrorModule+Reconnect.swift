@@ -60,7 +60,8 @@ extension MirrorModule {
     case .noSource:
       say(
         "neither copy is usable as it is: this one is \(shake.mine.standing.rawValue), \(settings.peerName)'s is "
-          + "\(theirs.standing.rawValue)", .alarm, rule: "R7")
+          + "\(theirs.standing.rawValue); an outdated one goes on only by 'vmha start \(settings.module) --force' there",
+        .alarm, rule: "R7")
     case .source(settings.node, let why):
       noteResolved(theirs)
       splitWith = nil

@@ -289,6 +289,8 @@ extension MirrorModule {
     func refuse(_ why: String) -> ConsentReply { .refused(nonce: request.nonce, why: why) }
     guard let record else { return refuse("this node has no usable record of the module") }
     if isAlone { return refuse("alone") }
+    // It may hold a mount, or a session whose end could not be told to it.
+    guard isEngineKnown else { return refuse("this node does not know yet what its engine does") }
     switch phase {
     case .frozen, .prim, .adopting: return refuse("this node is the primary")
     case .closing: return refuse("this node is the primary and is stopping its guest")

@@ -21,9 +21,10 @@ extension MirrorModule {
       return refuse(
         "the branches are no longer those that were chosen from", "look again: vmha status \(settings.module)")
     }
-    guard peer.standing != .inconsistent else {
+    // R6: one that is outdated would not be taken for the source afterwards.
+    guard peer.standing == .uptodate else {
       return refuse(
-        "\(settings.peerName)'s copy is in the middle of a resync and not usable as it is",
+        "\(settings.peerName)'s copy is \(peer.standing.rawValue) and not usable as it is",
         "keep \(settings.nodeName)'s copy, or bring the other one into order first")
     }
     switch phase {

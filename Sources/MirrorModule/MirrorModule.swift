@@ -50,6 +50,10 @@ public struct MirrorModule: Sendable, Codable, Hashable {
     var session: SessionID?
     /// R4 had been done: the mark "peer outdated" already holds.
     var wasAlone: Bool
+    /// It began as PRIM: the peer has adopted.
+    var wasInSync: Bool
+    /// R11: this node's disk failed meanwhile.
+    var hasLostDisk = false
   }
 
   /// A session from its handshake until a role is taken in it.
@@ -90,6 +94,8 @@ public struct MirrorModule: Sendable, Codable, Hashable {
   /// The guest was shutting down when it was cut off, and is destroyed instead.
   var isCutShort = false
   var engineReady = false
+  /// What an engine that outlived an earlier vmhad holds is known, or that there is none.
+  var isEngineKnown = false
   var engineStarting = false
   /// The engine was told to look for its peer.
   var isConnecting = false
@@ -186,7 +192,10 @@ public struct MirrorModule: Sendable, Codable, Hashable {
     case .persistFailed(let why): persistFailed(why)
     case .settings(let changed):
       let node = settings.node
-      if settings.arbiter != changed.arbiter { forgetArbiter() }
+      if settings.arbiter != changed.arbiter {
+        forgetArbiter()
+        if changed.arbiter.fences { forgetContinuity() }
+      }
       if settings.forceAfter != changed.forceAfter { timers[.force] = nil }
       settings = changed
       precondition(node == changed.node, "a node cannot change its number")

@@ -38,6 +38,14 @@ import Testing
     Row(
       name: "the descendant is unusable", a: hello(.first, [1, 2], .inconsistent), b: hello(.second, [1]), source: 3),
     Row(
+      name: "outdated beside a lost record", a: hello(.first, [1, 2], .outdated), b: hello(.second, [0], .inconsistent),
+      source: 3),
+    Row(name: "outdated beside an older copy", a: hello(.first, [1, 2], .outdated), b: hello(.second, [1]), source: 3),
+    Row(
+      name: "same branch, outdated and half copied", a: hello(.first, [1], .outdated),
+      b: hello(.second, [1], .inconsistent),
+      source: 1),
+    Row(
       name: "an ancestor alone does not win", a: hello(.first, [1], alone: true), b: hello(.second, [1, 2]), source: 2),
     Row(name: "same branch, one half copied", a: hello(.first, [1], .inconsistent), b: hello(.second, [1]), source: 2),
     Row(name: "both alone", a: hello(.first, [1], alone: true), b: hello(.second, [1], alone: true), source: 0),
