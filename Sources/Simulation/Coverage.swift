@@ -17,7 +17,7 @@ public enum Met: Int, CaseIterable, Sendable {
   case guestStarted, guestSuspended, guestReleased, guestHandedOver, consentAsked, consentGranted, consentRefused
   case resyncBegun, resyncCopied, adopted, barrier, split, branchArchived, branchGivenUp, claimMade, witnessRead
   case witnessSwapped, witnessAgreed, peerFenced, pinged, engineForcedOff, filesSynced, offered
-  case startByStanding, convergedAtEnd, splitAtEnd
+  case startByStanding, convergedAtEnd, splitAtEnd, restartsUsedUp
 
   /// "right by witness"
   public var words: String {
@@ -72,6 +72,7 @@ extension World {
       case .token: meet(.guestHandedOver)
       case .adopted: meet(.adopted)
       case .witnessAdopted: meet(.witnessAgreed)
+      case .gaveUp: meet(.restartsUsedUp)
       case .hello, .targetReady, .adopt, .giveUp, .goOn, .adoptWitness: break
       }
     case .engine(let command):
