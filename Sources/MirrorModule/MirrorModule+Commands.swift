@@ -58,6 +58,7 @@ extension MirrorModule {
     setWish(true, command.wishVersion)
     let wasBlocked = blockedBy != nil
     clearLimits()
+    blockedBy = nil
     if force { return startByForce(command) }
     switch phase {
     case .stopped, .failed: begin(byOperator: true)

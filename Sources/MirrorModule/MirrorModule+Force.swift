@@ -21,6 +21,8 @@ extension MirrorModule {
     guard handshake == nil else { return false }
     armOnce(.force, after: patience)
     guard let due = timers[.force], due <= now else { return false }
+    // It may know that the peer went on: it is asked first, and has refused or not answered.
+    if settings.arbiter == .witness, record.standing == .uptodate, arbiterRefusal == nil { return false }
     let lost = "\(settings.peerName) stayed lost for \(spoken(patience)) (force-after)"
     note(
       "\(lost): started by force on a copy that is \(record.standing.rawValue). Writes that only \(settings.peerName) has are "

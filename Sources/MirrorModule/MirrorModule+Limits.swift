@@ -28,8 +28,8 @@ extension MirrorModule {
 
   /// The operator's start: whatever was counted, it is his wish.
   mutating func clearLimits() {
+    if limits.stopped != nil { blockedBy = nil }
     changeLimits { $0 = ModuleLimits() }
-    blockedBy = nil
     losses = []
     flapEnds()
     timers[.takeover] = nil
@@ -85,13 +85,19 @@ extension MirrorModule {
       "the guest stays off: \(why), and the restarts \(onBoth) are used up (\(allowed))\(hope). "
       + "Mend the guest, then: vmha start \(settings.module)"
     blockedBy = text
-    changeLimits { $0.stopped = text }
+    let isOver = hasPeerGivenUp
+    changeLimits { limits in
+      limits.stopped = text
+      // So long ago that it may try again.
+      if !isOver { limits.peerGaveUpAt = nil }
+    }
     say(text, .alarm)
   }
 
   /// In sync again: the node that has not tried yet does.
   mutating func handsOver(_ session: SessionID) -> Bool {
-    guard limits.stopped != nil, wish.started, !guest.isLive, !hasPeerGivenUp else { return false }
+    // However long ago: it stopped here because the other one had tried.
+    guard limits.stopped != nil, wish.started, !guest.isLive, limits.peerGaveUpAt == nil else { return false }
     note("\(settings.peerName) is in sync and has not tried to run the guest yet: it does now", .notice)
     close(for: .handOver(session), session: session, wasAlone: false)
     return true
