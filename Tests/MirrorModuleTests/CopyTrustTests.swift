@@ -2,6 +2,8 @@ import MirrorModule
 import Model
 import Testing
 
+@testable import Simulation
+
 /// What a copy is worth, and who may rely on it, where something of it was lost: an engine that is not known yet, a record, a disk, a mount.
 @Suite struct CopyTrustTests {
   private let session = SessionID(rawValue: 9)

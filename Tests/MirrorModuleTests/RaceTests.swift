@@ -2,6 +2,8 @@ import MirrorModule
 import Model
 import Testing
 
+@testable import Simulation
+
 #if canImport(Glibc)
   import Glibc
 #endif
