@@ -13,8 +13,9 @@ Written by `tools/lab-ladder`; do not edit. Each fault of [failures](failures.md
   *nobody*, or *both* (SPLIT).
 * *seconds* in which no record was acknowledged, the boot of an emulated guest included; of several rounds the longest.
 * *lost*: acknowledged records that the disk does not hold when both nodes are in sync again; of several rounds the sum. A SPLIT is
-  resolved for one side, and the other branch's records, which its archive keeps, count as lost.
+  resolved for the side that acknowledged more, and the other branch's records, which its archive keeps, count as lost.
 * *by hand*: what the operator had to do beside repairing the hardware.
+* `-`: not measured.
 
 boot-wait is 15 s here (60 s by default). Measured with {programs} programs on {cpus} cores, {kernel}, load average {load}: where that
 is more than the cores, the seconds are no figures, and *nobody* may mean that the guest still boots.

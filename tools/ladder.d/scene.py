@@ -199,7 +199,8 @@ class Scene:
     def operate(self, views):
         node = "node1"
         if any(view[1]["split"] for view in views.values()):
-            keep = next((n for n, view in views.items() if view[0]["guest"] == "running"), node)
+            served = [entry[1] for entry in self.consoles.since(self.proven)]
+            keep = max(NODES, key=served.count)
             return self.by_hand(f"resolve --keep {keep}", "exec", node, "vmha", "resolve", VM, "--keep", keep, "--yes")
         for name, (own, module) in views.items():
             _, domain, _ = self.try_tool("exec", name, "timeout", "5", "virsh", "domstate", VM, "--reason")
