@@ -3,15 +3,47 @@ import Model
 
 /// What guests were told, by write number.
 struct Ledger {
-  private var last = 0
-  /// Acknowledged, and then flushed: with the branch it was acknowledged under.
-  var flushed: [(number: Int, branch: BranchID)] = []
-  /// Acknowledged, not flushed yet.
-  var acknowledged: [(number: Int, branch: BranchID)] = []
+  struct Acknowledged {
+    let number: Int
+    /// Empty for a change of names.
+    let blocks: Range<Int>
+    let branch: BranchID
+    let node: Int
+    /// Which acknowledgement it was.
+    let serial: Int
+  }
+  /// By number: when its turn in the file came, and under which branch. What overlaps is applied in this order.
+  private(set) var turns: [(order: Int, branch: BranchID)] = [(0, .empty)]
+  private var lastTurn = 0
+  /// Acknowledged and then flushed, under this branch. By block the last one, by order.
+  var floors = [[BranchID: Int]](repeating: [:], count: Contents.blockCount)
+  var names: [(number: Int, branch: BranchID)] = []
+  /// Not flushed yet.
+  var acknowledged: [Acknowledged] = []
+  var acknowledgements = 0
   var guestStarts = 0
+
   mutating func newWrite() -> Int {
-    last += 1
-    return last
+    turns.append((0, .empty))
+    return turns.count - 1
+  }
+
+  mutating func begins(_ number: Int, _ branch: BranchID) {
+    lastTurn += 1
+    turns[number] = (lastTurn, branch)
+  }
+
+  /// The block holds this write or one that came after it.
+  func holds(_ contents: Contents, _ block: Int, _ number: Int) -> Bool {
+    turns[contents.blocks[block]].order >= turns[number].order
+  }
+
+  mutating func promise(_ write: Acknowledged, _ branch: BranchID, of contents: Contents) {
+    if write.blocks.isEmpty, contents.names.contains(write.number) { names.append((write.number, branch)) }
+    for block in write.blocks where holds(contents, block, write.number) {
+      if let known = floors[block][branch], turns[known].order >= turns[write.number].order { continue }
+      floors[block][branch] = write.number
+    }
   }
 }
 
@@ -45,26 +77,52 @@ extension World {
   }
 
   /// I2: R2, what an acknowledgement stands on.
-  func acknowledged(_ kind: SimEngine.Request.Kind, by node: SimNode, _ policy: AcknowledgePolicy) {
+  func acknowledged(_ request: SimRequest, by node: SimNode, _ policy: AcknowledgePolicy) {
     guard let record = node.record else { return violate("I2: \(node.name) acknowledges without a record") }
     if permitsAlone(policy), record.peerOutdated == nil, peer(of: node).record?.standing != .inconsistent {
       violate("I2: \(node.name) acknowledges alone without a durable right")
     }
-    switch kind {
-    case .write(let number):
-      ledger.acknowledged.append((number, record.generation.branch))
-      if case .both(let id) = policy, peer(of: node).engine?.session?.id == id,
-        !peer(of: node).copy.log.contains(number)
-      {
-        violate("I2: write \(number) is acknowledged by \(node.name) and not on the peer")
+    let branch = record.generation.branch
+    let peer = self.peer(of: node)
+    let other: Contents? =
+      if case .both(let id) = policy, peer.engine?.session?.id == id { peer.copy.contents } else { nil }
+    switch request.kind {
+    case .write(let number, let blocks):
+      note(number, blocks, branch, node)
+      for block in blocks {
+        if !ledger.holds(node.copy.contents, block, number) {
+          violate("I17: write \(number) is acknowledged by \(node.name), and block \(block) shows an older one")
+        }
+        if let other, !ledger.holds(other, block, number) {
+          violate("I2: write \(number) is acknowledged by \(node.name) and not on the peer")
+        }
+      }
+    case .name(let number):
+      note(number, 0..<0, branch, node)
+      if let other, !other.names.contains(number) {
+        violate("I2: change \(number) of names is acknowledged by \(node.name) and not on the peer")
       }
     case .flush:
-      let log = node.copy.log
+      let contents = node.copy.contents
+      let isCovered = { (write: Ledger.Acknowledged) in
+        write.serial <= request.acknowledgedBefore && write.node == node.index
+      }
       // Only copies that descend from the flusher's branch are known to have it on disk.
-      let branch = record.generation.branch
-      ledger.flushed += ledger.acknowledged.filter { log.contains($0.number) }.map { ($0.number, branch) }
-      ledger.acknowledged.removeAll { log.contains($0.number) }
+      for write in ledger.acknowledged where isCovered(write) { ledger.promise(write, branch, of: contents) }
+      ledger.acknowledged.removeAll(where: isCovered)
     }
+  }
+
+  private func note(_ number: Int, _ blocks: Range<Int>, _ branch: BranchID, _ node: SimNode) {
+    ledger.acknowledgements += 1
+    ledger.acknowledged.append(
+      Ledger.Acknowledged(
+        number: number, blocks: blocks, branch: branch, node: node.index, serial: ledger.acknowledgements))
+  }
+
+  /// A write's turn in its file has come at this node.
+  func begins(_ number: Int, at node: SimNode) {
+    ledger.begins(number, node.record?.generation.branch ?? .empty)
   }
 
   /// I3: a started guest finds every write that was acknowledged and flushed; without power cuts every one.
@@ -78,11 +136,35 @@ extension World {
     if !options.maySplit, peer(of: node).guest != nil, isWriter(peer(of: node)) {
       violate("I1: \(node.name) starts a guest while the peer's runs")
     }
-    let holds = Set(node.copy.log)
-    let promised = options.hasPowerCuts ? ledger.flushed : ledger.flushed + ledger.acknowledged
-    for write in promised where !holds.contains(write.number) {
-      if options.maySplit, !record.history.contains(write.branch) { continue }
-      return violate("I3: \(node.name) starts a guest without write \(write.number) of \(write.branch)")
+    checkPromises(node, record)
+  }
+
+  private func checkPromises(_ node: SimNode, _ record: DurableRecord) {
+    let contents = node.copy.contents
+    let isPromised = { [options] (branch: BranchID) in !options.maySplit || record.history.contains(branch) }
+    func miss(_ number: Int, _ branch: BranchID) {
+      violate("I3: \(node.name) starts a guest without write \(number) of \(branch)")
+    }
+    for block in 0..<Contents.blockCount {
+      let held = ledger.turns[contents.blocks[block]]
+      if held.order > 0, !record.history.contains(held.branch) {
+        violate(
+          "I8: \(node.name) starts a guest on block \(block) of branch \(held.branch), which is not in its history")
+      }
+      for (branch, number) in ledger.floors[block] where isPromised(branch) {
+        if !ledger.holds(contents, block, number) { return miss(number, branch) }
+      }
+    }
+    for (number, branch) in ledger.names where isPromised(branch) && !contents.names.contains(number) {
+      return miss(number, branch)
+    }
+    guard !options.hasPowerCuts else { return }
+    for write in ledger.acknowledged where isPromised(write.branch) {
+      let isThere =
+        write.blocks.isEmpty
+        ? contents.names.contains(write.number)
+        : write.blocks.allSatisfy { ledger.holds(contents, $0, write.number) }
+      if !isThere { return miss(write.number, write.branch) }
     }
   }
 
@@ -167,15 +249,15 @@ extension World {
   /// I6: a generation never goes back, and no history is left but by a resync.
   func checkPersist(_ next: DurableRecord, at node: SimNode) {
     guard let old = node.record else { return }
+    meet(old, next)
     if old.generation.branch != .empty, next.generation.branch == .empty {
       // I12: no branch is given up before it is archived as a whole.
-      if node.archives[old.generation.branch] != node.copy.log || node.engine?.isMounted ?? false {
+      if node.archives[old.generation.branch] != node.copy.contents || node.engine?.isMounted ?? false {
         violate("I12: \(node.name) gives up \(old.generation) and has not archived it")
       }
       if peer(of: node).record?.generation.branch == .empty { violate("I12: both nodes have given up their branches") }
       return
     }
-    meet(old, next)
     if next.generation.number < old.generation.number { violate("I6: \(node.name)'s generation goes back") }
     if old.generation != next.generation, next.peerOutdated == nil, old.standing != .inconsistent {
       violate("I6: \(node.name) raises without the mark 'peer outdated'")
@@ -207,7 +289,7 @@ extension World {
 
   /// I3: R4, R10: what a fresh guest is going to see cannot be lost behind it.
   func checkFreshCopy(_ node: SimNode) {
-    if node.copy.flushed < node.copy.log.count {
+    if !node.copy.isDurable {
       violate("I3: \(node.name) starts a fresh guest on a copy that is not on its disk")
     }
   }
@@ -217,14 +299,12 @@ extension World {
     if starts > 1 + max { violate("I15: \(node.name) starts its guest for the \(starts)th time") }
   }
 
-  /// I8: in sync means equal.
+  /// I8: in sync means equal. To be asked when no request is on its way.
   func checkEqualCopies() {
     let a = nodes[0].copy
     let b = nodes[1].copy
-    // A request may be on its way.
-    let common = min(a.log.count, b.log.count)
-    if a.isMixed || b.isMixed || abs(a.log.count - b.log.count) > 1 || a.log.prefix(common) != b.log.prefix(common) {
-      violate("I8: in sync, but the copies differ")
+    if a.isMixed || b.isMixed || a.contents != b.contents {
+      violate("I8: in sync, but the copies differ: \(a.contents) and \(b.contents)")
     }
   }
 

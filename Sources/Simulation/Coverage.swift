@@ -18,6 +18,9 @@ public enum Met: Int, CaseIterable, Sendable {
   case resyncBegun, resyncCopied, adopted, barrier, split, branchArchived, branchGivenUp, claimMade, witnessRead
   case witnessSwapped, witnessAgreed, peerFenced, pinged, engineForcedOff, filesSynced, offered
   case startByStanding, convergedAtEnd, splitAtEnd, restartsUsedUp
+  // The data.
+  case intentAwaited, intentsCleared, intentsUnknown, intentsNotWritten, intentsDamaged, overlapWaited, leftToCopy
+  case copyWaitedForWrite, resyncByMap, resyncOfEverything, stallNoticed, writeFailed, diskSlow, diskError
 
   /// "right by witness"
   public var words: String {
@@ -39,6 +42,8 @@ public enum Met: Int, CaseIterable, Sendable {
     case .fenceFailed, .fenceUnheard, .peerFenced: arbiter.fences
     case .pinged: arbiter == .ping
     case .rightByPolicy, .split, .splitAtEnd, .branchArchived, .branchGivenUp: arbiter.isUnproven
+    // No disk of this world hangs for so long (docs/simulation.md).
+    case .stallNoticed: false
     default: true
     }
   }

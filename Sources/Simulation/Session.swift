@@ -1,13 +1,18 @@
 import MirrorModule
 import Model
+import Replication
 
 /// One replication connection: a FIFO each way. A frame waits while the network is down and is lost with the session.
 final class Session {
   enum Frame {
-    case write(Int), flush, acknowledged
     case message(PeerMessage)
-    case barrier, barrierDone
-    case copyBegins, copy([Int])
+    // Of the primary.
+    case write(UInt64, Int, Range<Int>), name(UInt64, Int), flush(UInt64)
+    case manifest([Int]), identify([Int])
+    case compare(UInt64, ResyncPiece, [Int]), data(UInt64, Int, [Int]), copyEnds
+    // Of the replica.
+    case acknowledged([SequenceRange]), flushed(UInt64)
+    case differing(FileContent), compared(UInt64, UInt32), pieceAcknowledged(UInt64)
     /// The other side closed the connection.
     case end
   }

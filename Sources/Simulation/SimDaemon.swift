@@ -160,16 +160,16 @@ final class SimDaemon {
 
   /// Durable at once at its end, as by a rename.
   private func archive(_ generation: Generation) {
-    let asked = node.copy.log
+    let asked = node.copy.contents
     node.after(world.delay(800, 100...4000)) { [weak self] in
       guard let self, self.node.daemon === self else { return }
       if self.node.persistFails || self.node.archiveFails {
         return self.deliver(.branchArchiveFailed(generation.branch, why: "No space left on device"))
       }
-      if self.node.copy.log != asked {
+      if self.node.copy.contents != asked {
         self.world.violate("I12: \(self.node.name)'s copy changes while it is archived")
       }
-      self.node.archives[generation.branch] = self.node.copy.log
+      self.node.archives[generation.branch] = self.node.copy.contents
       self.deliver(.branchArchived(generation.branch))
     }
   }

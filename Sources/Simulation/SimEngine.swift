@@ -1,31 +1,22 @@
 import MirrorModule
 import Model
+import Replication
 
-/// vmha-replicad as EngineProtocol describes it, over the tiny data of `Copy`.
+/// vmha-replicad as EngineProtocol describes it: the production's pure values (`AcknowledgeMachine`, `RangeOrder`, `IntentMap`,
+/// `IntentLog`, `ResyncPlan`, `StallWatch`) called in the order in which `Mirror`, `Replica` and `Engine` call them, over
+/// simulated disks and links. What is I/O in production takes random time here, and dies with its process.
 final class SimEngine {
-  final class Request {
-    enum Kind { case write(Int), flush }
-    let kind: Kind
-    let done: () -> Void
-    var isApplied = false
-    var peerHasItIn: SessionID?
-    init(kind: Kind, done: @escaping () -> Void) {
-      self.kind = kind
-      self.done = done
-    }
-  }
-
   unowned let node: SimNode
   private weak var daemon: SimDaemon?
-  private(set) var policy = AcknowledgePolicy.frozen
+  var machine = AcknowledgeMachine()
   private(set) var isMounted = false
   private(set) var session: Session?
   /// The session whose stream it applies.
-  private(set) var replicaOf: SessionID?
+  var replicaOf: SessionID?
   private(set) var wantsConnection = false
-  private var request: Request?
-  private var isDraining = false
   private var lastHeard: Int64 = 0
+  private var lastLook: Int64
+  private var stallWatch = StallWatch()
   /// Until when reads are served; nil = without an end.
   private var lease: Int64?
   /// Since when they are not.
@@ -37,10 +28,38 @@ final class SimEngine {
   private var isAway = false
   /// The vmhad that saw the old one die.
   private weak var attachedBefore: SimDaemon?
+  /// What an older process had under way finds that it is over.
+  private(set) var epoch = 0
+
+  // Of the mirror (`SimMirror`).
+  var order = RangeOrder()
+  var live: [UInt64: SimRequest] = [:]
+  var parked: [SimRequest] = []
+  var unintended: [SimRequest] = []
+  var waitingNames: [SimRequest] = []
+  var isNaming = false
+  var running = 0
+  var lastRequest: UInt64 = 0
+  var isDrainWanted = false
+  var barriers: [UInt64: (Int32) -> Void] = [:]
+  var intents: SimIntents
+  var whenStored: [(SimEngine, Bool) -> Void] = []
+  var lastClearing: Int64 = 0
+  var isClearing = false
+  var resync: SimResync?
+
+  // Of the replica (`SimReplica`).
+  var unsaid: [UInt64] = []
+  var isReplicaWorking = false
 
   var world: World { node.world }
+  var policy: AcknowledgePolicy { machine.policy }
 
-  init(_ node: SimNode) { self.node = node }
+  init(_ node: SimNode) {
+    self.node = node
+    lastLook = node.world.now
+    intents = SimIntents(node)
+  }
 
   // MARK: towards vmhad
 
@@ -51,7 +70,7 @@ final class SimEngine {
     enqueue { $0.tell(.ready($0.report)) }
   }
 
-  private func tell(_ event: EngineEvent) {
+  func tell(_ event: EngineEvent) {
     guard let daemon, !isAway else { return }
     node.after(.microseconds(300)) { [weak daemon] in daemon?.deliver(.engine(event)) }
   }
@@ -97,6 +116,17 @@ final class SimEngine {
     }
   }
 
+  /// Something that takes this process time; over with it.
+  func later(_ milliseconds: ClosedRange<Int>, _ body: @escaping (SimEngine) -> Void) {
+    guard !world.options.isCalm else { return body(self) }
+    let began = epoch
+    let slow = node.isDiskSlow ? world.random.milliseconds(200...3000) : .zero
+    node.after(world.random.milliseconds(milliseconds) + slow) { [weak self] in
+      guard let self, self.node.engine === self, self.epoch == began else { return }
+      body(self)
+    }
+  }
+
   private func obey(_ command: EngineCommand) {
     switch command {
     case .configure, .report: tell(.ready(report))
@@ -107,34 +137,22 @@ final class SimEngine {
       wantsConnection = false
       closeSession()
       tell(.sessionEnded)
-    // Every resync of this world copies everything.
-    case .send, .clearIntents, .verify, .stopVerify: break
-    case .acceptReplication(let id):
-      guard !isMounted else { return fail("acceptReplication", "the file system is mounted") }
-      guard session?.id == id else { return fail("acceptReplication", "the session is over") }
-      replicaOf = id
-    case .mount:
-      if !isMounted {
-        isMounted = true
-        policy = .frozen
-        lease = world.now + World.suspendAfter.nanoseconds
-      }
-      tell(.mounted(fuseConnection: 1))
+    case .send, .verify, .stopVerify: break
+    case .clearIntents(let id): forgetIntents(id)
+    case .acceptReplication(let id): acceptReplication(id)
+    case .mount: mount()
     case .unmount(let force): unmount(force: force)
     case .setPolicy(let policy): set(policy)
     case .startResync(let id, let comparesEverything):
       if !comparesEverything { world.checkPairing(of: node) }
-      startResync(id)
+      startResync(id, comparesEverything)
     case .flushBarrier(let id):
-      guard let session, session.id == id else { return fail("flushBarrier", "the session is over") }
-      node.copy.flush()
-      session.send(.barrier, from: node)
-    case .drain:
-      isDraining = true
-      drainedIfIdle()
+      guard barrier(id, syncsHere: true, { engine, code in if code == 0 { engine.tell(.barrierDone(id)) } }) else {
+        return fail("flushBarrier", "the session is over")
+      }
+    case .drain: drain()
     case .syncFiles:
-      node.copy.flush()
-      tell(.filesSynced)
+      sync { $0.tell(.filesSynced) }
     case .exit:
       let watcher = daemon
       leave()
@@ -144,43 +162,98 @@ final class SimEngine {
     }
   }
 
+  /// fsync: what was there when it began is durable when it ends.
+  func sync(_ done: @escaping (SimEngine) -> Void) {
+    let flush = node.copy.beginFlush()
+    later(0...20) { engine in
+      engine.node.copy.end(flush)
+      done(engine)
+    }
+  }
+
   func breakDisk(_ errno: Int32) { tell(.diskError(operation: "pwrite", path: "disk.qcow2", errno: errno)) }
 
-  private func fail(_ command: String, _ why: String) { tell(.failed(command: command, why: why)) }
+  func fail(_ command: String, _ why: String) { tell(.failed(command: command, why: why)) }
+
+  // MARK: mount (Engine.mount, .unmount, .acceptReplication)
+
+  private func mount() {
+    if !isMounted {
+      guard reset(becomesReplica: false) else { return fail("mount", "local writes are still in progress") }
+      stopReplica()
+      isMounted = true
+      lease = world.now + World.suspendAfter.nanoseconds
+    }
+    tell(.mounted(fuseConnection: 1))
+  }
+
+  private func acceptReplication(_ id: SessionID) {
+    guard !isMounted else { return fail("acceptReplication", "the file system is mounted") }
+    guard session?.id == id else { return fail("acceptReplication", "the session is over") }
+    if replicaOf == id { return }
+    guard reset(becomesReplica: true) else { return fail("acceptReplication", "local writes are in progress") }
+    stopReplica()
+    replicaOf = id
+  }
 
   private func unmount(force: Bool) {
-    if node.guest != nil, isMounted {
+    guard isMounted else { return tell(.unmounted) }
+    if node.guest != nil {
       guard force else { return fail("unmount", "files are open") }
       node.guest?.hasLostDisks = true
     }
-    if force || node.guest == nil { request = nil }
+    takeDown()
+  }
+
+  /// Waits for what is being applied; nobody hears of the rest.
+  private func takeDown() {
+    for request in parked { request.done = nil }
+    parked = []
+    for request in live.values { request.done = nil }
+    guard running == 0 else { return later(1...3) { $0.takeDown() } }
+    if resync != nil { lose("the mount was removed during a resync") }
     isMounted = false
     heldSince = nil
-    isDraining = false
-    policy = .frozen
     tell(.unmounted)
   }
 
+  /// Mirror.reset
+  private func reset(becomesReplica: Bool) -> Bool {
+    guard machine.unfinishedMutations == 0, resync == nil, running == 0 else { return false }
+    for request in live.values { request.done = nil }
+    live = [:]
+    parked = []
+    order = RangeOrder()
+    isDrainWanted = false
+    let waiting = barriers.values
+    barriers = [:]
+    machine = becomesReplica ? AcknowledgeMachine() : AcknowledgeMachine(after: machine)
+    if let session { machine.sessionBegan(session.id) }
+    for done in waiting { done(AcknowledgeMachine.barrierLost) }
+    return true
+  }
+
   private func set(_ next: AcknowledgePolicy) {
-    switch next {
-    case .settling(let id), .both(let id), .resyncing(let id):
-      guard session?.id == id else { return fail("setPolicy", "session \(id) is over") }
-      if replicaOf == id { replicaOf = nil }
-    case .alone, .frozen: break
-    }
     guard isMounted else { return fail("setPolicy", "not mounted") }
-    policy = next
-    isDraining = false
+    if case .both(let id) = next, machine.policy == .frozen, session?.id == id {
+      // Engine.setPolicy: the replica learns this side's files again; both trees must be the same.
+      session?.send(.identify(node.copy.contents.names), from: node)
+    }
+    var completions: [AcknowledgeMachine.Completion] = []
+    do { try machine.setPolicy(next, completions: &completions) } catch { return fail("setPolicy", "\(error)") }
+    isDrainWanted = false
     world.checkPolicy(next, at: node)
+    conclude()
+    settle(completions)
     watchReads()
-    progress()
+    resumeParked()
   }
 
   /// Everything of it is gone: the peer sees the end, the guest loses its disks.
   func leave() {
-    closeSession()
+    hangUp()
     if isMounted { node.guest?.hasLostDisks = true }
-    request = nil
+    epoch += 1
     daemon = nil
     node.engine = nil
   }
@@ -189,17 +262,20 @@ final class SimEngine {
   /// out again; what was applied was applied. Without a mount there is nothing to go on with.
   func beReplaced() {
     guard isMounted else { return node.killEngine() }
-    closeSession()
+    hangUp()
+    session = nil
+    epoch += 1
     commands = []
-    policy = .frozen
-    isDraining = false
+    isWorking = false
     wantsConnection = false
-    request?.peerHasItIn = nil
     heldSince = nil
     isAway = true
     world.meet(.engineReplaced)
     replacements += 1
     let plan = replacements
+    // The kernel hands out again what was not answered, oldest first.
+    let open = (live.values + parked).filter { $0.done != nil }.sorted { $0.bits < $1.bits }
+    forgetMirror()
     node.after(world.delay(60, 20...900)) { [weak self] in
       guard let self, self.node.engine === self, self.isAway, self.replacements == plan else { return }
       // Sometimes it does not come back: then both end.
@@ -207,29 +283,74 @@ final class SimEngine {
         self.world.meet(.engineNotReplaced)
         return self.node.killEngine("it was not replaced")
       }
-      // Whether reads wait is in its report.
-      self.watchReads()
-      self.isAway = false
-      // A vmhad that came meanwhile waited on the keeper's socket.
-      guard let daemon = self.daemon else { return }
-      let report = self.report
-      self.node.after(.microseconds(300)) { [weak daemon] in
-        let sawItDie = daemon === self.attachedBefore
-        daemon?.deliver(sawItDie ? .engineReplaced(report, why: "killed by signal 9") : .engine(.ready(report)))
-      }
+      self.goOn(open)
     }
     attachedBefore = daemon
   }
 
+  private func forgetMirror() {
+    machine = AcknowledgeMachine(needsResync: true)
+    order = RangeOrder()
+    live = [:]
+    parked = []
+    unintended = []
+    waitingNames = []
+    isNaming = false
+    running = 0
+    isDrainWanted = false
+    barriers = [:]
+    isClearing = false
+    whenStored = []
+    resync = nil
+    stopReplica()
+  }
+
+  /// Engine.goOn
+  private func goOn(_ open: [SimRequest]) {
+    intents = SimIntents(node)
+    lastLook = world.now
+    // Whether reads wait is in its report.
+    watchReads()
+    isAway = false
+    for request in open where request.done != nil {
+      request.token = nil
+      request.ticket = nil
+      accept(request)
+    }
+    // A vmhad that came meanwhile waited on the keeper's socket.
+    guard let daemon = self.daemon else { return }
+    let report = self.report
+    node.after(.microseconds(300)) { [weak daemon] in
+      let sawItDie = daemon === self.attachedBefore
+      daemon?.deliver(sawItDie ? .engineReplaced(report, why: "killed by signal 9") : .engine(.ready(report)))
+    }
+  }
+
   // MARK: session
+
+  /// For whoever looks into a run that does not come back.
+  var text: String {
+    "\(policy), \(machine.requestsInFlight) in flight, \(machine.unfinishedMutations) unfinished, \(running) running, "
+      + "\(parked.count) parked, \(unintended.count) without intent\(machine.isDraining ? ", draining" : ""), order "
+      + "\(order.count), storing \(intents.isStoring), naming \(isNaming) \(waitingNames.count)"
+      + (resync.map { ", resync hold \($0.isHolding) known \($0.isTargetKnown) piece \($0.piece != nil)" } ?? "")
+  }
 
   func begin(_ session: Session) {
     self.session = session
+    machine.sessionBegan(session.id)
     lastHeard = world.now
     tell(.connected(session.id, link: "storage"))
   }
 
   private func closeSession() {
+    guard session != nil else { return }
+    hangUp()
+    fallBack()
+  }
+
+  /// The connection ends, as the kernel ends it for a dead process.
+  private func hangUp() {
     guard let ended = session else { return }
     ended.isHeld[node.index] = false
     if !world.options.isCalm {
@@ -238,23 +359,34 @@ final class SimEngine {
       ended.queues[node.index].removeLast(ended.queues[node.index].count - kept)
     }
     ended.send(.end, from: node)
-    fallBack()
   }
 
   func loseSessionSilently() { session?.isHeld[node.index] = false }
 
+  /// R1: Engine.end. Acknowledgements are void before anyone can be told.
   private func fallBack() {
+    guard let ended = session else { return }
     session = nil
-    replicaOf = nil
-    switch policy {
-    case .resyncing, .settling: policy = .alone
-    case .both: policy = .frozen
-    case .frozen, .alone: break
+    var completions: [AcknowledgeMachine.Completion] = []
+    machine.sessionLost(ended.id, completions: &completions)
+    stopReplica()
+    if let ended = resync {
+      resync = nil
+      if let (_, ticket) = ended.piece { release(ticket) }
+      // Mirror.releaseChanges: the policy it has anyway; only the drain ends.
+      if ended.isHolding, !isDrainWanted {
+        do { try machine.setPolicy(machine.policy, completions: &completions) } catch {
+          world.violate("I0: \(node.name): \(error)")
+        }
+      }
     }
-    progress()
+    conclude()
+    settle(completions)
+    // A fall to ALONE admits what a drain of the resync had held back.
+    resumeParked()
   }
 
-  private func lose(_ why: String) {
+  func lose(_ why: String) {
     guard let lost = session else { return }
     lost.isHeld[node.index] = false
     fallBack()
@@ -264,14 +396,38 @@ final class SimEngine {
 
   func forgiveSilence() {}
 
+  /// Engine.tick
   func lookForSilence() {
     guard !node.isFrozen, !isAway else { return }
     defer { watchReads() }
+    let gap = world.now - lastLook
+    lastLook = world.now
     guard let session else { return }
+    clearIntentsIfDue()
     let peer = world.peer(of: node)
     let isHeard = world.replicates(from: peer) && peer.isOn && !peer.isFrozen && peer.engine?.session === session
     if isHeard { lastHeard = world.now }
-    if world.now - lastHeard > World.silenceMax.nanoseconds { lose("nothing heard for 2 s") }
+    if world.now - lastHeard > World.silenceMax.nanoseconds { return lose("nothing heard for 2 s") }
+    if gap > World.silenceMax.nanoseconds / 2 { return lose("this engine did not run for \(gap / 1_000_000) ms") }
+    guard let awaited = oldestAwaited else { return }
+    let stall = stallWatch.look(awaited.session, oldest: awaited.sequence, now: Instant(nanoseconds: world.now))
+    if stall > World.acknowledgeStallMax {
+      world.meet(.stallNoticed)
+      lose("the peer has not answered a change or flush: its disk hangs")
+    }
+  }
+
+  /// Mirror.oldestAwaited
+  private var oldestAwaited: (session: SessionID, sequence: UInt64?)? {
+    switch machine.policy {
+    case .settling(let session), .both(let session): return (session, machine.oldestOutstanding)
+    case .resyncing(let session):
+      guard let resync, resync.isTargetKnown else { return nil }
+      let change = machine.oldestOutstandingChange
+      guard change != nil || resync.plan.isAwaiting else { return (session, nil) }
+      return (session, resync.acknowledgements &+ (change ?? 0))
+    case .frozen, .alone: return nil
+    }
   }
 
   /// R2, last line: the lease of the guest's reads, by the engine's own clock.
@@ -289,115 +445,21 @@ final class SimEngine {
     tell(isHeld ? .readsHeld : .readsReleased)
   }
 
-  // MARK: the stream
-
   func received(_ frame: Session.Frame) {
     guard let session else { return }
     lastHeard = world.now
-    let applies = replicaOf == session.id
     switch frame {
     case .end: lose("closed by the peer")
     case .message(let message):
       tell(.message(session.id, []))
-      deliverMessage(message, session.id)
-    case .write(let number):
-      guard applies else { return }
-      if !node.copy.isMixed { node.copy.log.append(number) }
-      session.send(.acknowledged, from: node)
-    case .flush, .barrier:
-      guard applies else { return }
-      node.copy.flush()
-      if case .barrier = frame { return session.send(.barrierDone, from: node) }
-      session.send(.acknowledged, from: node)
-    case .acknowledged:
-      request?.peerHasItIn = session.id
-      progress()
-    case .barrierDone: tell(.barrierDone(session.id))
-    case .copyBegins: if applies { node.copy.isMixed = true }
-    case .copy(let log):
-      guard applies else { return }
-      node.copy = Copy(log: log, flushed: 0, isMixed: false)
-    }
-  }
-
-  private func deliverMessage(_ message: PeerMessage, _ id: SessionID) {
-    guard let daemon else { return }
-    node.after(.microseconds(300)) { [weak daemon] in daemon?.deliver(.peerMessage(id, message)) }
-  }
-
-  private func startResync(_ id: SessionID) {
-    guard let session, session.id == id, policy == .alone else {
-      return fail("startResync", "not alone in session \(id)")
-    }
-    policy = .resyncing(id)
-    session.send(.copyBegins, from: node)
-    tell(
-      .resyncProgress(id, ResyncProgress(bytesTotal: 8, bytesDone: 4, bytesSent: 4, bytesPerSecond: 4, secondsLeft: 1)))
-    node.after(world.delay(1500, 300...6000)) { [weak self] in
-      guard let self, self.node.engine === self, self.policy == .resyncing(id) else { return }
-      session.send(.copy(self.node.copy.log), from: self.node)
-      self.policy = .settling(id)
-      self.world.meet(.resyncCopied)
-      self.tell(.resyncCopied(id))
-    }
-  }
-
-  // MARK: guest requests
-
-  func accept(_ next: Request) {
-    request = next
-    progress()
-  }
-
-  func forgetRequest() {
-    request = nil
-    drainedIfIdle()
-  }
-
-  /// It was not answered, and nothing under way will answer it.
-  var hasStuckRequest: Bool { request != nil && (policy == .frozen || isDraining) }
-
-  private func drainedIfIdle() {
-    guard isDraining, request == nil || request?.isApplied == false else { return }
-    isDraining = false
-    policy = .frozen
-    tell(.drained)
-  }
-
-  private func progress() {
-    guard isMounted, let request else { return }
-    if !request.isApplied {
-      guard policy != .frozen, !isDraining else { return }
-      apply(request)
-    }
-    let isDone: Bool
-    switch policy {
-    case .frozen: isDone = false
-    case .alone, .resyncing: isDone = true
-    case .settling(let id), .both(let id): isDone = request.peerHasItIn == id
-    }
-    guard isDone else { return }
-    self.request = nil
-    world.acknowledged(request.kind, by: node, policy)
-    drainedIfIdle()
-    request.done()
-  }
-
-  /// R2: applied here and sent in the session; only the answer waits for the peer.
-  private func apply(_ request: Request) {
-    request.isApplied = true
-    let frame: Session.Frame
-    switch request.kind {
-    case .write(let number):
-      node.copy.log.append(number)
-      frame = .write(number)
-    case .flush:
-      node.copy.flush()
-      frame = .flush
-    }
-    switch policy {
-    case .resyncing, .settling, .both: session?.send(frame, from: node)
-    case .frozen, .alone: break
+      guard let daemon else { return }
+      node.after(.microseconds(300)) { [weak daemon] in daemon?.deliver(.peerMessage(session.id, message)) }
+    case .acknowledged(let ranges): acknowledged(ranges, session.id)
+    case .flushed(let sequence): flushed(sequence, session.id)
+    case .differing(let content): targetAnswered(content, session.id)
+    case .compared(let sequence, let differing): compared(sequence, differing, session.id)
+    case .pieceAcknowledged(let sequence): pieceAcknowledged(sequence, session.id)
+    default: replicate(frame, session)
     }
   }
 }

@@ -1,16 +1,6 @@
 import MirrorModule
 import Model
 
-/// One copy of the module's data: the numbers of the writes it holds, in order; what lies behind `flushed` can be lost
-/// with the power.
-struct Copy {
-  var log: [Int] = []
-  var flushed = 0
-  /// In the middle of a resync.
-  var isMixed = false
-  mutating func flush() { flushed = log.count }
-}
-
 /// One host: what its disks hold survives `powerCut`, its processes do not.
 final class SimNode {
   unowned let world: World
@@ -30,7 +20,10 @@ final class SimNode {
   var limits = ModuleLimits()
   var copy = Copy()
   /// R12.
-  var archives: [BranchID: [Int]] = [:]
+  var archives: [BranchID: Contents] = [:]
+  var intentFile = SimIntentFile()
+  /// The image has been made here, with its identity.
+  var hasFile: Bool
 
   var daemon: SimDaemon?
   var engine: SimEngine?
@@ -44,12 +37,16 @@ final class SimNode {
   var suspendFails = false { didSet { if oldValue { suspendsSince = world.now } } }
   private(set) var suspendsSince: Int64 = 0
   var fenceFails = false
+  var isDiskSlow = false
+  var writesFail = false
+  var intentsFail = false
   /// The next daemon activity stops dead behind this many directives.
   var daemonDiesAfter: Int?
   /// It is the power that goes then.
   var diesWithHost = false
 
   init(world: World, id: NodeID, name: String) {
+    hasFile = id == .first
     self.world = world
     self.id = id
     self.name = name
@@ -113,8 +110,9 @@ final class SimNode {
     engine?.loseSessionSilently()
     engine = nil
     guest = nil
-    let lost = world.random.below(copy.log.count - copy.flushed + 1)
-    copy.log.removeLast(lost)
+    var random = Random(state: world.random.next())
+    copy.losePower(&random)
+    intentFile.losePower(&random)
   }
 
   /// Off, and on again by somebody.
@@ -151,7 +149,7 @@ final class SimNode {
   }
 }
 
-/// A QEMU process: one request at a time, a flush behind every few writes.
+/// A QEMU process: some requests at a time, a flush behind every few.
 final class SimGuest {
   enum State { case starting, running, stopping }
   unowned let node: SimNode
@@ -161,7 +159,9 @@ final class SimGuest {
   /// Its virtual CPUs stand still.
   private(set) var isSuspended = false
   private(set) var runsSince: Int64 = 0
-  private var isWaiting = false
+  private static let inFlightMax = 4
+  private var inFlight = 0
+  private var isPausing = false
   private var requests = 0
 
   init(_ node: SimNode) { self.node = node }
@@ -174,18 +174,51 @@ final class SimGuest {
     work()
   }
 
+  /// A burst of requests; when all are answered, a pause, and the next.
   private func work() {
-    guard node.guest === self, !hasLostDisks else { return }
-    guard let engine = node.engine, engine.isMounted, state != .starting, !isSuspended, !isWaiting else { return }
+    guard node.guest === self, inFlight == 0 else { return }
+    let world = node.world
+    for number in 0..<(world.options.isCalm ? 1 : 1 + world.random.below(Self.inFlightMax)) {
+      guard !world.options.isCalm, number > 0 else {
+        issue()
+        continue
+      }
+      node.after(world.random.milliseconds(0...20)) { [weak self] in self?.issue() }
+    }
+  }
+
+  private func issue() {
+    guard node.guest === self, !hasLostDisks, inFlight < Self.inFlightMax else { return }
+    guard let engine = node.engine, engine.isMounted, state != .starting, !isSuspended else { return }
+    let world = node.world
     requests += 1
-    isWaiting = true
-    let kind = requests % 4 == 0 ? SimEngine.Request.Kind.flush : .write(node.world.ledger.newWrite())
-    engine.accept(
-      SimEngine.Request(kind: kind) { [weak self] in
-        guard let self else { return }
-        self.isWaiting = false
-        self.node.after(self.node.world.delay(200, 20...400)) { [weak self] in self?.work() }
-      })
+    inFlight += 1
+    let request = SimRequest(kind: nextKind()) { [weak self] _ in
+      guard let self else { return }
+      self.inFlight -= 1
+      guard self.inFlight == 0, !self.isPausing else { return }
+      self.isPausing = true
+      self.node.after(world.delay(200, 50...1200)) { [weak self] in
+        self?.isPausing = false
+        self?.work()
+      }
+    }
+    request.acknowledgedBefore = world.ledger.acknowledgements
+    engine.accept(request)
+  }
+
+  private func nextKind() -> SimRequest.Kind {
+    let world = node.world
+    if requests % 4 == 0 { return .flush }
+    if world.options.isCalm {
+      let block = requests % Contents.blockCount
+      return .write(world.ledger.newWrite(), block..<block + 1)
+    }
+    if world.random.chance(15) { return .name(world.ledger.newWrite()) }
+    // Few blocks are hot, so that writes overlap.
+    let first = world.random.below(world.random.chance(50) ? 3 : Contents.blockCount)
+    let end = min(first + 1 + world.random.below(3), Contents.blockCount)
+    return .write(world.ledger.newWrite(), first..<end)
   }
 
   func suspend() {
@@ -210,7 +243,7 @@ final class SimGuest {
   func end(_ end: GuestEnd) {
     guard node.guest === self else { return }
     node.guest = nil
-    node.engine?.forgetRequest()
+    node.engine?.forgetRequests()
     node.tellGuest(.guestOff(end))
   }
 

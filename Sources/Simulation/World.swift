@@ -1,5 +1,6 @@
 import MirrorModule
 import Model
+import Replication
 
 /// Two nodes with one module in virtual time: real cores, simulated engines, guests, links, disks and power.
 /// Every step is checked (`Checks.swift`); the run is a function of its seed.
@@ -29,6 +30,9 @@ final class World {
   /// No byte from the peer's engine for this long = the session is lost.
   static let silenceMax: Duration = .seconds(2)
   static let suspendAfter: Duration = .milliseconds(1200)
+  /// From one clearing of the write-intent map to the next.
+  static let clearInterval: Duration = .seconds(5)
+  static let acknowledgeStallMax: Duration = .seconds(10)
   static let consentTimeout: Duration = .seconds(2)
 
   let options: Options
@@ -51,10 +55,15 @@ final class World {
   var faultRecorder: ((String) -> Void)?
   var names = Names()
   private var connectionPlanned = false
+  private var lastNonce: UInt64 = 0
+  /// Of the one image.
+  let identity: FileIdentity
 
   init(_ options: Options) {
     self.options = options
     random = Random(state: options.seed)
+    guard let identity = FileIdentity(high: 1, low: options.seed) else { preconditionFailure("it is not zero") }
+    self.identity = identity
     nodes = [
       SimNode(world: self, id: .first, name: "a"), SimNode(world: self, id: .second, name: "b"),
     ]
@@ -63,6 +72,12 @@ final class World {
       generation: Generation(number: 1, branch: BranchID(rawValue: random.next() | 1)), standing: .uptodate)
     nodes[1].record = .empty
     ticked()
+  }
+
+  /// For files: never used before, and not taken from the seed's choices.
+  func newNonce() -> UInt64 {
+    lastNonce += 1
+    return lastNonce
   }
 
   func node(_ id: NodeID) -> SimNode { nodes[id.rawValue - 1] }
@@ -105,6 +120,7 @@ final class World {
     for node in nodes { node.daemon?.lookForPeer() }
     for node in nodes { node.engine?.lookForSilence() }
     for node in nodes { shareWish(from: node) }
+    if isConverged, isStill { checkEqualCopies() }
     planConnection()
     after(Self.tick) { [unowned self] in ticked() }
   }
@@ -160,6 +176,9 @@ final class World {
       node.fenceFails = false
       node.guestStartFails = false
       node.suspendFails = false
+      node.isDiskSlow = false
+      node.writesFail = false
+      node.intentsFail = false
       node.daemonDiesAfter = nil
       if node.daemon?.core.durableRecord == nil { node.killDaemon() }
       node.thaw()
@@ -198,6 +217,9 @@ final class World {
     let pair = Set([a.state, b.state])
     return pair == [.prim, .second] && a.readiness == .ready && b.readiness == .ready
   }
+
+  /// No request is on its way to either copy.
+  var isStill: Bool { nodes.allSatisfy { $0.engine?.isStill ?? true } }
 
   var isSplit: Bool { nodes.allSatisfy { status($0)?.isSplit ?? false } }
 }

@@ -75,7 +75,7 @@ import Testing
     world.recorder = { node, line in directives.append((node.index, line.hasPrefix("persist"))) }
     try play(scenario, in: world)
     world.recorder = nil
-    if let violation = world.violations.first { throw Transcript.Problem(text: violation) }
+    if let violation = world.violations.first { throw Transcript.Problem(text: violation.description) }
     return directives
   }
 
@@ -132,13 +132,13 @@ import Testing
     _ = world.run(upTo: .seconds(120)) { world.isConverged }
     if world.isConverged { world.checkEqualCopies() }
     world.run(for: .seconds(30))
-    if let violation = world.violations.first { return violation }
+    if let violation = world.violations.first { return violation.description }
     guard world.isConverged else {
       return "does not come back: "
         + world.nodes.map { "\($0.name): \(world.status($0)?.sentence ?? "-")" }.joined(separator: " | ")
     }
     world.checkEqualCopies()
-    return world.violations.first
+    return world.violations.first?.description
   }
 
   /// Restarts of vmhad and power cuts: right before and right behind everything that becomes durable. The other faults: at every
