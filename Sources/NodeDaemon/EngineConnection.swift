@@ -14,6 +14,11 @@ final class EngineConnection: Sendable {
   /// An engine that died under its mount is replaced by its keeper within this time, or counts as gone. Below the 30 s after
   /// which a guest's disk driver gives up, with room for what follows.
   static let replaceTimeout: Duration = .seconds(10)
+  /// An engine that says nothing for this long hangs, and its guest with it. It is asked all the while. Longer than its longest
+  /// command takes (30 s, on a disk that hardly moves).
+  static let wordTimeout: Duration = .seconds(45)
+  /// Counted in so many pieces: time in which this process did not run either counts as one of them at most.
+  private static let wordPieces = 9
   private static let lookEvery: Duration = .milliseconds(20)
 
   private struct State {
@@ -36,11 +41,15 @@ final class EngineConnection: Sendable {
   private let onEvent: @Sendable (EngineEvent) -> Void
   private let onReplaced: @Sendable (EngineReport, String) -> Void
   private let onGone: @Sendable (String) -> Void
+  private let wordTimeout: Duration
+  private let end: @Sendable (_ process: Int32) -> Void
   private let state = Mutex(State())
 
   init(
     paths: HostPaths, module: ModuleName, launcher: EngineLauncher, onEvent: @escaping @Sendable (EngineEvent) -> Void,
-    onReplaced: @escaping @Sendable (EngineReport, String) -> Void, onGone: @escaping @Sendable (String) -> Void
+    onReplaced: @escaping @Sendable (EngineReport, String) -> Void, onGone: @escaping @Sendable (String) -> Void,
+    wordTimeout: Duration = EngineConnection.wordTimeout,
+    end: @escaping @Sendable (_ process: Int32) -> Void = { Glibc.kill($0, SIGKILL) }
   ) {
     self.paths = paths
     self.module = module
@@ -48,6 +57,8 @@ final class EngineConnection: Sendable {
     self.onEvent = onEvent
     self.onReplaced = onReplaced
     self.onGone = onGone
+    self.wordTimeout = wordTimeout
+    self.end = end
   }
 
   /// Returns at once; the first event is `ready`, or `onGone` says why there is none.
@@ -83,11 +94,12 @@ final class EngineConnection: Sendable {
 
   /// SIGKILL: for an engine that must not act any more (R11).
   func kill() {
-    let process = state.withLock { state in
-      state.isLeaving = true
-      return state.processID
-    }
-    if let process, process > 1 { Glibc.kill(process, SIGKILL) }
+    state.withLock { $0.isLeaving = true }
+    endProcess()
+  }
+
+  private func endProcess() {
+    if let process = processID, process > 1 { end(process) }
   }
 
   var processID: Int32? { state.withLock { $0.processID } }
@@ -117,12 +129,10 @@ final class EngineConnection: Sendable {
           $0.processID = process
         }
         try channel.send(EngineCommand.configure(configuration))
-        while let event = try channel.receive(EngineEvent.self) {
+        why = try listen(channel, ended: { isFinal = true }) {
           isFinal = true
           hasServed = true
-          onEvent(event)
         }
-        why = "its connection was closed"
       } catch { why = "\(error)" }
       // A killed engine's socket takes connections until the process is really gone.
       guard !isFinal, monotonicNow() < deadline, !state.withLock({ $0.isLeaving }) else { break }
@@ -142,14 +152,38 @@ final class EngineConnection: Sendable {
     if !leaving { onGone(why) }
   }
 
+  /// Hands on what the engine says, until it goes. Answers why; `ended`: because it hung, and was killed for that.
+  private func listen(
+    _ channel: LineChannel, ended: () -> Void = {}, heard: () -> Void = {}
+  ) throws -> String {
+    var silent = 0
+    while true {
+      do {
+        guard let event = try channel.receive(EngineEvent.self, timeout: wordTimeout / Self.wordPieces) else {
+          return "its connection was closed"
+        }
+        silent = 0
+        heard()
+        onEvent(event)
+      } catch let error as HostError where error.code == .timedOut {
+        silent += 1
+        guard silent < Self.wordPieces else {
+          endProcess()
+          ended()
+          return "it hung, said nothing for \(wordTimeout.milliseconds / 1000) s, and was killed"
+        }
+        try channel.send(EngineCommand.report)
+      }
+    }
+  }
+
   /// As long as a keeper starts another engine under the mount of one that died. Answers why there is none any more.
   private func serveSuccessors(_ firstWhy: String) -> String {
     var why = firstWhy
     while let (channel, report) = successor() {
       onReplaced(report, why)
       do {
-        while let event = try channel.receive(EngineEvent.self) { onEvent(event) }
-        why = "its connection was closed"
+        why = try listen(channel)
       } catch { why = "\(error)" }
       channel.close()
     }
@@ -158,7 +192,9 @@ final class EngineConnection: Sendable {
 
   /// The keeper's socket outlives its engines: it takes the connection at once, and the next engine answers it.
   private func successor() -> (LineChannel, EngineReport)? {
-    let deadline = monotonicNow() + Self.replaceTimeout
+    let begun = monotonicNow()
+    let deadline = begun + Self.replaceTimeout
+    var isHeld = false
     while true {
       guard let configuration = state.withLock({ $0.isLeaving ? nil : $0.configuration }),
         let channel = try? LineChannel.connect(path: paths.engineSocket(module))
@@ -167,7 +203,8 @@ final class EngineConnection: Sendable {
       defer { state.withLock { $0.joining = nil } }
       do {
         try channel.send(EngineCommand.configure(configuration))
-        while let event = try channel.receive(EngineEvent.self, timeout: deadline - monotonicNow()) {
+        let holdAt = begun + configuration.suspendAfter
+        while let event = try next(channel, holdAt, deadline, &isHeld) {
           guard case .ready(let report) = event else { continue }
           guard report.isMounted else { return nil }
           state.withLock { $0.channel = channel }
@@ -175,8 +212,7 @@ final class EngineConnection: Sendable {
         }
       } catch let error as HostError where error.code == .timedOut {
         // Neither here nor gone: it must not come back to what the core gives up now.
-        let process = state.withLock { $0.isLeaving ? nil : $0.processID }
-        if let process, process > 1 { Glibc.kill(process, SIGKILL) }
+        if !state.withLock({ $0.isLeaving }) { endProcess() }
         return nil
       } catch {
         // It died as well: its keeper may start another one.
@@ -185,6 +221,21 @@ final class EngineConnection: Sendable {
       guard monotonicNow() < deadline else { return nil }
       usleep(UInt32(Self.lookEvery.milliseconds * 1000))
     }
+  }
+
+  /// R2: without an engine nobody serves the guest's reads, and nobody counts their lease: said once, when it is over at the latest.
+  private func next(
+    _ channel: LineChannel, _ holdAt: Instant, _ deadline: Instant, _ isHeld: inout Bool
+  ) throws -> EngineEvent? {
+    if !isHeld {
+      do { return try channel.receive(EngineEvent.self, timeout: holdAt - monotonicNow()) } catch let error as HostError
+        where error.code == .timedOut
+      {
+        isHeld = true
+        onEvent(.readsHeld)
+      }
+    }
+    return try channel.receive(EngineEvent.self, timeout: deadline - monotonicNow())
   }
 
   /// `isStarted`: none was there.
