@@ -8,21 +8,27 @@ import Testing
 @Suite struct RecordRuleTests {
   private let start = Instant(nanoseconds: 0)
 
+  /// Of the first node of a world in its first boot, which it names "a1".
+  private func core(_ arbiter: ArbiterPolicy) -> MirrorModule {
+    var options = World.Options()
+    options.arbiter = arbiter
+    let world = World(options)
+    return withExtendedLifetime(world) { MirrorModule(settings: world.nodes[0].settings) }
+  }
+
   private func record(_ right: RightKind?) -> DurableRecord {
     var record = DurableRecord(generation: Generation(number: 4, branch: BranchID(rawValue: 44)), standing: .uptodate)
     record.peerOutdated = right
     return record
   }
 
-  /// A node that boots with this record (nil = none that can be read) while its peer is gone: what it does at once, and once the boot wait is over.
+  /// A node that boots with this record (nil = none that can be read) while its peer is gone: what it does at once, and once
+  /// the boot wait is over.
   private func boots(_ record: DurableRecord?, _ arbiter: ArbiterPolicy) -> (atOnce: [Directive], later: [Directive]) {
-    var options = World.Options()
-    options.arbiter = arbiter
-    let world = World(options)
-    var core = MirrorModule(settings: world.nodes[0].settings)
-    _ = core.handle(.loaded(record: record, wish: Wish(started: true, version: 1), guest: .off), at: start)
-    _ = core.handle(.engine(.ready(EngineReport(processID: 1, role: .idle, policy: .frozen))), at: start)
-    let atOnce = core.handle(.nodeLost, at: start)
+    var core = core(arbiter)
+    var atOnce = core.handle(.loaded(record: record, wish: Wish(started: true, version: 1), guest: .off), at: start)
+    atOnce += core.handle(.engine(.ready(EngineReport(processID: 1, role: .idle, policy: .frozen))), at: start)
+    atOnce += core.handle(.nodeLost, at: start)
     return (atOnce, core.handle(.timer, at: start + .seconds(60)))
   }
 
@@ -32,9 +38,7 @@ import Testing
   @Test(arguments: [ArbiterPolicy.wait, .none, .witness, .fence]) func anUnreadableRecordIsNotUpToDate(
     arbiter: ArbiterPolicy
   ) {
-    var options = World.Options()
-    options.arbiter = arbiter
-    var core = MirrorModule(settings: World(options).nodes[0].settings)
+    var core = core(arbiter)
     let loaded = core.handle(.loaded(record: nil, wish: Wish(started: true, version: 1), guest: .off), at: start)
     #expect(loaded.contains(.persist(.empty)) && core.durableRecord?.standing == .inconsistent)
     let (atOnce, later) = boots(nil, arbiter)
@@ -81,13 +85,9 @@ import Testing
 
   /// A node that was in sync in this boot, and has lost its peer before it could hear it.
   private func bereaved(_ arbiter: ArbiterPolicy) -> (core: MirrorModule, loaded: [Directive]) {
-    var options = World.Options()
-    options.arbiter = arbiter
-    let world = World(options)
     var record = record(nil)
-    // As World names the first boot of the first node.
     record.bootAtLastSync = "a1"
-    var core = MirrorModule(settings: world.nodes[0].settings)
+    var core = core(arbiter)
     var loaded = core.handle(.loaded(record: record, wish: Wish(started: true, version: 1), guest: .off), at: start)
     loaded += core.handle(.engine(.ready(EngineReport(processID: 1, role: .idle, policy: .frozen))), at: start)
     return (core, loaded)
@@ -115,9 +115,7 @@ import Testing
 
   /// Clean stop: whoever stops frozen and without consent is neither outdated nor the only one.
   @Test func aStopWhileFrozenLeavesTheRecordAsItIs() {
-    var options = World.Options()
-    options.arbiter = .wait
-    var core = MirrorModule(settings: World(options).nodes[0].settings)
+    var core = core(.wait)
     var report = EngineReport(processID: 1, role: .primary, policy: .frozen)
     report.isMounted = true
     _ = core.handle(.loaded(record: record(nil), wish: Wish(started: true, version: 1), guest: .running), at: start)
