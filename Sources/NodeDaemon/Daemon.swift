@@ -55,6 +55,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
   let journal: EventJournal
   let hypervisor: any Hypervisor
   let operations = Operations()
+  let seeds = SeedJobs()
   let state: Mutex<State>
   let hooks: EventHooks
   private let lateArbiters = Mutex<Arbiters?>(nil)
