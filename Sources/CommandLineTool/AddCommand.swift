@@ -22,17 +22,26 @@ struct AddCommand: ToolCommand {
     name: .customLong("dir"),
     help: ArgumentHelp("Folder for its disks; that of its first disk if not given.", valueName: "folder"))
   var directory: String?
+  @Option(
+    name: .customLong("seed-from"),
+    help: ArgumentHelp(
+      "Folder on the other node with a copy of the disks that was carried there: it is compared, only differences are sent.",
+      valueName: "folder"))
+  var seed: String?
   @Flag(help: "With --dry-run: print the plan as the API gives it.")
   var json = false
 
   func validate() throws {
     if let directory, !directory.hasPrefix("/") { throw ValidationError("--dir takes an absolute path.") }
+    if let seed, !seed.hasPrefix("/") {
+      throw ValidationError("--seed-from takes an absolute path, on the other node.")
+    }
     if json && !dryRun { throw ValidationError("--json needs --dry-run.") }
     if yes && dryRun { throw ValidationError("Give --yes or --dry-run, not both.") }
   }
 
   func execute(_ tool: Tool) async throws -> ExitStatus {
-    let request = AddRequest(name: name, preferredNode: prefer, directory: directory)
+    let request = AddRequest(name: name, preferredNode: prefer, directory: directory, seedDirectory: seed)
     let plan = try await tool.client.planAdd(request)
     if json {
       try tool.printJSON(plan)
@@ -68,7 +77,9 @@ struct AddCommand: ToolCommand {
     for (index, step) in plan.steps.enumerated() {
       lines.append("  \(index < 9 ? " " : "")\(index + 1). \(step)")
     }
-    if plan.bytesToCopy > 0 { lines.append("  \(Wording.bytes(plan.bytesToCopy)) are copied on this host.") }
+    if plan.bytesToCopy > 0 {
+      lines.append("  \(Wording.bytes(plan.bytesToCopy)) are copied from one disk to another.")
+    }
     return lines
   }
 }

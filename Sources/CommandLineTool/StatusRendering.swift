@@ -110,6 +110,7 @@ struct StatusRendering {
     if let count = module.verification?.differingCount, count > 0 {
       return Styled("the copies DIFFER, see vmha status \(module.name)", .red)
     }
+    if let wait = current.lazy.compactMap(\.resyncWait).first { return Styled("its copy " + Wording.wait(wait)) }
     if let resync = current.lazy.compactMap(\.resync).first { return Styled("copying " + Wording.resync(resync)) }
     if let moving = current.first(where: { $0.readiness == .transient }) {
       return Styled("\(moving.node): \(moving.sentence)")
@@ -124,6 +125,9 @@ struct StatusRendering {
     facts.indent = "  "
     facts.add(["wished", Styled(module.wish == .started ? "started" : "stopped")])
     facts.add(["preferred", Styled(module.preferredNode)])
+    if let priority = module.resyncPriority, priority != .normal {
+      facts.add(["resync", Styled("\(priority.rawValue) priority")])
+    }
     facts.add(["replication", Styled(module.replicationLink.map { "over link \($0)" } ?? "no session")])
     facts.add(["in flight", Styled("\(module.requestsInFlight) requests")])
     if let check = module.check { facts.add(["check", Styled(text(check))]) }
@@ -152,6 +156,7 @@ struct StatusRendering {
       table.add(["guest", Styled(node.guest.rawValue)])
       let generation = node.generation.map { "generation \($0.number), branch \($0.branch)" } ?? "no generation"
       table.add(["copy", Styled("\(node.standing?.rawValue ?? "unknown"), \(generation)")])
+      if let wait = node.resyncWait { table.add(["resync", Styled(Wording.wait(wait))]) }
       if let resync = node.resync { table.add(["resync", Styled(text(resync))]) }
       if let branch = node.branch {
         let text = module.split ? Wording.branch(branch) : Wording.age(branch, now: status.time)

@@ -120,7 +120,7 @@ struct VMHA: ParsableCommand {
       """,
     subcommands: [
       StatusCommand.self, StartCommand.self, StopCommand.self, SwapCommand.self, WhyCommand.self, LogCommand.self,
-      AddCommand.self, RemoveCommand.self, VerifyCommand.self, CheckCommand.self, ResolveCommand.self,
+      AddCommand.self, RemoveCommand.self, SetCommand.self, VerifyCommand.self, CheckCommand.self, ResolveCommand.self,
       BranchCommand.self, ClusterCommand.self, DrillCommand.self, VersionCommand.self,
     ])
 }

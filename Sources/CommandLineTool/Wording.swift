@@ -39,9 +39,21 @@ enum Wording {
   /// "25 %, 50.0 MiB/s, 1 s left".
   static func resync(_ resync: ResyncStatus) -> String {
     let percent = resync.bytesTotal == 0 ? 100 : resync.bytesDone * 100 / max(1, resync.bytesTotal)
+    if let seconds = resync.stalledSeconds {
+      return "\(min(percent, 100)) %, stalled: nothing moved for \(roughly(seconds: Int64(seconds)))"
+    }
     var text = "\(min(percent, 100)) %, \(bytes(resync.bytesPerSecond))/s"
     if let left = resync.secondsLeft { text += ", \(roughly(seconds: Int64(left))) left" }
     return text
+  }
+
+  /// "waits for 2 resyncs of higher priority and 1 other".
+  static func wait(_ wait: ResyncWait) -> String {
+    func count(_ number: Int, _ what: String) -> String { "\(number) \(what)\(number == 1 ? "" : "s")" }
+    var parts: [String] = []
+    if wait.higherPriority > 0 { parts.append(count(wait.higherPriority, "resync") + " of higher priority") }
+    if wait.others > 0 { parts.append(count(wait.others, parts.isEmpty ? "other resync" : "other")) }
+    return parts.isEmpty ? "is about to begin" : "waits for " + parts.joined(separator: " and ")
   }
 
   static func list(_ names: [String]) -> String { names.joined(separator: ", ") }

@@ -17,6 +17,8 @@ public protocol ControlService: Sendable {
   func stopModule(_ name: String, timeoutSeconds: Int?) async throws -> Acceptance
   /// Exchange the roles; refused unless the other copy is in sync and up to date (R10).
   func swapModule(_ name: String) async throws -> Acceptance
+  /// Changes the module's settings on both nodes, the peer first; refused without the peer.
+  func setModule(_ name: String, _ changes: ModuleChanges) async throws
   /// R12: one node's copy of a SPLIT module goes on, the other one's is archived on its node and rebuilt. Refused unless the
   /// module is SPLIT, the nodes see each other, the branches are those of the request, and the archive fits.
   func resolve(_ name: String, _ request: ResolveRequest) async throws -> Acceptance

@@ -30,6 +30,8 @@ public struct ModuleStatus: Sendable, Codable, Hashable {
   public var check: CheckStatus?
   /// Neither branch descends from the other (R12): both copies are kept, and the operator has to choose.
   public var split: Bool
+  /// nil: this vmhad does not know of priorities.
+  public var resyncPriority: ResyncPriority?
   /// The add, remove or verification that works on the module now.
   public var operation: String?
   /// nil: this node knows nothing of it.
@@ -48,6 +50,7 @@ public struct ModuleStatus: Sendable, Codable, Hashable {
   enum CodingKeys: String, CodingKey {
     case name, number, wish, nodes, check, split, operation, verification
     case preferredNode = "preferred_node"
+    case resyncPriority = "resync_priority"
     case replicationLink = "replication_link"
     case requestsInFlight = "requests_in_flight"
     case lastEvent = "last_event"
@@ -87,6 +90,8 @@ public struct ModuleNodeStatus: Sendable, Codable, Hashable {
   public var since: WallTime?
   /// On both ends of a running resync.
   public var resync: ResyncStatus?
+  /// On both ends of a resync that waits for its turn.
+  public var resyncWait: ResyncWait?
   /// Only while the module is SPLIT, or this copy waits for the other node.
   public var branch: BranchFacts?
 
@@ -104,6 +109,10 @@ public struct ModuleNodeStatus: Sendable, Codable, Hashable {
     self.guest = guest
     self.sentence = sentence
     self.since = since
+  }
+  enum CodingKeys: String, CodingKey {
+    case node, id, current, state, readiness, standing, generation, guest, sentence, since, resync, branch
+    case resyncWait = "resync_wait"
   }
 }
 
@@ -128,21 +137,26 @@ public struct ResyncStatus: Sendable, Codable, Hashable {
   public var bytesPerSecond: UInt64
   /// nil until a rate is known.
   public var secondsLeft: Int?
+  /// For how long nothing has moved, from ten seconds on; nil = it moves.
+  public var stalledSeconds: Int?
 
   public init(
-    bytesTotal: UInt64, bytesDone: UInt64, bytesSent: UInt64, bytesPerSecond: UInt64, secondsLeft: Int?
+    bytesTotal: UInt64, bytesDone: UInt64, bytesSent: UInt64, bytesPerSecond: UInt64, secondsLeft: Int?,
+    stalledSeconds: Int? = nil
   ) {
     self.bytesTotal = bytesTotal
     self.bytesDone = bytesDone
     self.bytesSent = bytesSent
     self.bytesPerSecond = bytesPerSecond
     self.secondsLeft = secondsLeft
+    self.stalledSeconds = stalledSeconds
   }
 
   public init(_ progress: ResyncProgress) {
     self.init(
       bytesTotal: progress.bytesTotal, bytesDone: progress.bytesDone, bytesSent: progress.bytesSent,
-      bytesPerSecond: progress.bytesPerSecond, secondsLeft: progress.secondsLeft)
+      bytesPerSecond: progress.bytesPerSecond, secondsLeft: progress.secondsLeft,
+      stalledSeconds: progress.stalledSeconds)
   }
 
   enum CodingKeys: String, CodingKey {
@@ -151,6 +165,7 @@ public struct ResyncStatus: Sendable, Codable, Hashable {
     case bytesSent = "bytes_sent"
     case bytesPerSecond = "bytes_per_second"
     case secondsLeft = "seconds_left"
+    case stalledSeconds = "stalled_s"
   }
 }
 

@@ -6,13 +6,19 @@ public struct AddRequest: Sendable, Codable, Hashable {
   public var preferredNode: String?
   /// Absolute path of the folder that gets `<directory>/<VM>`; nil = the folder of the VM's first disk.
   public var directory: String?
-  public init(name: String, preferredNode: String? = nil, directory: String? = nil) {
+  /// Absolute path of a folder on the other node that holds a copy of the disks, carried there by hand; nil = there is none.
+  public var seedDirectory: String?
+  public init(
+    name: String, preferredNode: String? = nil, directory: String? = nil, seedDirectory: String? = nil
+  ) {
     self.name = name
     self.preferredNode = preferredNode
     self.directory = directory
+    self.seedDirectory = seedDirectory
   }
   enum CodingKeys: String, CodingKey {
     case name, directory
+    case seedDirectory = "seed_directory"
     case preferredNode = "preferred_node"
   }
 }
@@ -40,7 +46,7 @@ public struct AddPlan: Sendable, Codable, Hashable {
   public var findings: [Finding]
   /// In order, one sentence each.
   public var steps: [String]
-  /// Bytes that must be copied on this host (0 = disks are renamed).
+  /// Bytes that must be copied from one disk to another, on either host (0 = files are renamed).
   public var bytesToCopy: UInt64
 
   public init(name: String, number: Int?, findings: [Finding], steps: [String], bytesToCopy: UInt64) {

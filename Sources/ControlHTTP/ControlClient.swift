@@ -38,6 +38,9 @@ public struct ControlClient: ControlService {
     let answer: OperationAnswer = try await call(.POST, path(name, "branches/\(escaped(branch))/drop"))
     return answer.operation
   }
+  public func setModule(_ name: String, _ changes: ModuleChanges) async throws {
+    let _: Nothing = try await call(.POST, path(name, "set"), changes)
+  }
   public func verifyModule(_ name: String, repair: Bool) async throws -> OperationID {
     let answer: OperationAnswer = try await call(.POST, path(name, "verify"), VerifyBody(repair: repair))
     return answer.operation

@@ -80,6 +80,10 @@ struct ControlRoutes: Sendable {
     v1.post("modules/:name/crash-guest") { _, context in
       try answer(await service.crashGuest(name(context)), status: .accepted)
     }
+    v1.post("modules/:name/set") { request, context in
+      try await service.setModule(name(context), body(ModuleChanges.self, request))
+      return try answer(Nothing())
+    }
     v1.post("modules/:name/verify") { request, context in
       let repair = try await bodyOrNil(VerifyBody.self, request)?.repair ?? false
       let operation = try await service.verifyModule(name(context), repair: repair)

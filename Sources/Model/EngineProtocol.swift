@@ -131,12 +131,18 @@ public struct ResyncProgress: Codable, Sendable, Hashable {
   public var bytesPerSecond: UInt64
   /// nil until a rate is known.
   public var secondsLeft: Int?
-  public init(bytesTotal: UInt64, bytesDone: UInt64, bytesSent: UInt64, bytesPerSecond: UInt64, secondsLeft: Int?) {
+  /// For how long nothing has moved, if that is long; nil = it moves.
+  public var stalledSeconds: Int?
+  public init(
+    bytesTotal: UInt64, bytesDone: UInt64, bytesSent: UInt64, bytesPerSecond: UInt64, secondsLeft: Int?,
+    stalledSeconds: Int? = nil
+  ) {
     self.bytesTotal = bytesTotal
     self.bytesDone = bytesDone
     self.bytesSent = bytesSent
     self.bytesPerSecond = bytesPerSecond
     self.secondsLeft = secondsLeft
+    self.stalledSeconds = stalledSeconds
   }
 }
 

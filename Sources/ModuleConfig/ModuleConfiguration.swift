@@ -73,6 +73,8 @@ public struct ModuleConfiguration: Codable, Sendable, Hashable {
   /// 1 min to 30 d.
   public var restartWindow: Duration
   public var check: ModuleCheck?
+  /// When several modules wait to be resynchronised. nil = normal, which is never written.
+  public var resyncPriority: ResyncPriority?
   public var disks: [ModuleDisk]
   public var otherFiles: [ModuleFile]
 

@@ -20,7 +20,7 @@ extension ModuleConfiguration {
 
   private static func read(_ root: XMLElement, file: String) throws(ConfigurationError) -> ModuleConfiguration {
     let module = try ElementReader(
-      root, file: file, labelled: "name", attributes: ["name", "number", "uuid"],
+      root, file: file, labelled: "name", attributes: ["name", "number", "uuid", "resync-priority"],
       children: ["directory", "preferred", "start", "stop", "restarts", "check", "disks", "files"])
     let directory = try ElementReader(
       try module.one("directory"), file: file, attributes: ["backing", "mount"])
@@ -48,6 +48,10 @@ extension ModuleConfiguration {
             originalPath: try reader.value("original", allowed: Values.pathAllowed, Values.absolutePath)))
       }
     }
+    let priority = try module.value(
+      "resync-priority", default: ResyncPriority.normal, allowed: "high, normal or low is needed"
+    ) { ResyncPriority(rawValue: $0) }
+    configuration.resyncPriority = priority == .normal ? nil : priority
     try configuration.readTimes(module)
     if let element = try module.atMostOne("check") { configuration.check = try readCheck(element, file: file) }
     return configuration
@@ -157,12 +161,13 @@ extension ModuleConfiguration {
   /// The file's text: the same configuration always gives the same text.
   public func xml() -> String {
     let time = TimeText.format
+    let priority = resyncPriority.map { " resync-priority=\"\($0.rawValue)\"" } ?? ""
     var out = """
       <?xml version="1.0" encoding="UTF-8"?>
       <!-- vmha: one protected virtual machine, the same on both nodes. Written by 'vmha add'.
            Names, paths and number are facts and stay as they are; times, limits and the check may be changed
            (on both nodes alike) and count from the module's next start. -->
-      <module name="\(name)" number="\(number.rawValue)" uuid="\(escapedXML(uuid))">
+      <module name="\(name)" number="\(number.rawValue)" uuid="\(escapedXML(uuid))"\(priority)>
         <!-- The files are in 'backing'; the guest sees them in 'mount', which is empty while the VM is not here. -->
         <directory backing="\(escapedXML(backingDirectory))" mount="\(escapedXML(mountPoint))"/>
 

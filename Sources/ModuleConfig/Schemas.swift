@@ -137,6 +137,9 @@ enum Schemas {
               <param name="pattern">[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}</param>
             </data>
           </attribute>
+          <optional>
+            <attribute name="resync-priority"><choice><value>high</value><value>normal</value><value>low</value></choice></attribute>
+          </optional>
           <interleave>
             <element name="directory">
               <attribute name="backing"><ref name="absolute-path"/></attribute>

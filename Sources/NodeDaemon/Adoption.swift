@@ -47,7 +47,7 @@ public final class Adoption: Sendable {
         switch try actions.peer(.facts(question)) {
         case .facts(let answer): peer = answer
         case .failed(let error): problem = "\(error)"
-        case .done, .removalFacts, .withdrawn: problem = "it gave another answer than was asked for"
+        case .done, .seeding, .removalFacts, .withdrawn: problem = "it gave another answer than was asked for"
         }
       } catch {
         problem = "\(error)"
@@ -92,7 +92,7 @@ public final class Adoption: Sendable {
       switch try actions.peer(.removalFacts(withdrawal)) {
       case .removalFacts(let answer): peer = answer
       case .failed(let error): problem = "\(error)"
-      case .done, .facts, .withdrawn: problem = "it gave another answer than was asked for"
+      case .done, .seeding, .facts, .withdrawn: problem = "it gave another answer than was asked for"
       }
     } catch {
       problem = "\(error)"
@@ -187,18 +187,23 @@ public struct AdoptionPeerHandler: Sendable {
   private let survey: AdoptionSurvey
   private let didInstall: @Sendable (ModuleConfiguration) throws -> Void
   private let willWithdraw: @Sendable (ModuleName) throws -> Void
+  private let willSeed: @Sendable (ModuleName) throws -> Void
+  private let seeds: SeedJobs
 
   /// `didInstall`: the module is there, begin to serve it (repeatable). `willWithdraw`: stop serving it and drop its durable record;
-  /// what it throws stops the withdrawal.
+  /// what it throws stops the withdrawal. `willSeed`: throws if the module's copy here is or was in use.
   public init(
-    paths: HostPaths, node: NodeID, hypervisor: any Hypervisor,
+    paths: HostPaths, node: NodeID, hypervisor: any Hypervisor, seeds: SeedJobs,
     didInstall: @escaping @Sendable (ModuleConfiguration) throws -> Void,
-    willWithdraw: @escaping @Sendable (ModuleName) throws -> Void
+    willWithdraw: @escaping @Sendable (ModuleName) throws -> Void,
+    willSeed: @escaping @Sendable (ModuleName) throws -> Void = { _ in }
   ) {
     self.paths = paths
     self.hypervisor = hypervisor
     self.didInstall = didInstall
     self.willWithdraw = willWithdraw
+    self.willSeed = willSeed
+    self.seeds = seeds
     survey = AdoptionSurvey(paths: paths, node: node, hypervisor: hypervisor)
   }
 
@@ -210,6 +215,13 @@ public struct AdoptionPeerHandler: Sendable {
       case .removalFacts(let withdrawal): return .removalFacts(try survey.removalAnswer(withdrawal))
       case .install(let files):
         try install(files)
+        return .done
+      case .seed(let seeding):
+        try willSeed(seeding.name)
+        return try seeds.seed(seeding).map { .seeding(bytesDone: $0) } ?? .done
+      case .unseed(let seeding):
+        try willSeed(seeding.name)
+        try seeds.unseed(seeding)
         return .done
       case .withdraw(let withdrawal): return .withdrawn(keptCopy: try withdraw(withdrawal))
       }

@@ -258,7 +258,8 @@ struct AdoptionChecks {
       found.append(
         .init(
           .error, "\(whereIs) there is something in \(path), perhaps a copy that an earlier 'vmha remove' left",
-          whatToDo: "if it is not needed: rm -r '\(path)'"))
+          whatToDo: "if it is not needed: rm -r '\(path)'"
+            + (whereIs == "on this node" ? "" : "; to begin with it: move it elsewhere there and give --seed-from")))
     }
     if !host.hasHook {
       found.append(

@@ -45,6 +45,10 @@ struct AdoptionExecutor {
   /// For tests: called between the steps; what it throws ends everything on the spot, as a crash would.
   var checkpoint: (_ point: String) throws(AdoptionCrash) -> Void = { _ in }
 
+  /// While the other node copies what was carried there: how often it is asked, and how long it may be out of reach.
+  static let seedPollMicrosecondsMax: UInt32 = 500_000
+  static let seedSilenceMax: Duration = .seconds(60)
+
   func journalPath(_ name: ModuleName) -> String { "\(paths.moduleState(name))/adoption.json" }
 
   func journal(_ name: ModuleName) throws -> AdoptionJournal? {
@@ -167,6 +171,7 @@ struct AdoptionExecutor {
       try rebase(image, format: format, backingFormat: backingFormat, to: to)
     case .writeModule(let files): try AdoptionModuleFolder(paths: paths).write(files)
     case .installOnPeer(let files): _ = try ask(.install(files))
+    case .seedPeer(let seeding): try seed(seeding, progress: progress)
     case .define(let name, let xml, let autostart, _, _): try define(name, xml: xml, autostart: autostart)
     case .createRecord(let module): try actions.createRecord(module)
     case .saveDefinition(let path, let xml):
@@ -194,6 +199,7 @@ struct AdoptionExecutor {
         try rebase(image, format: format, backingFormat: backingFormat, to: from)
       }
     case .writeModule(let files): try AdoptionModuleFolder(paths: paths).remove(files.module.name, keepingGuard: true)
+    case .seedPeer(let seeding): _ = try ask(.unseed(seeding))
     case .installOnPeer(let files): _ = try ask(.withdraw(Self.withdrawal(files.module, .removeIfEmpty)))
     case .define(let name, _, _, let oldXML, let oldAutostart):
       try define(name, xml: oldXML, autostart: oldAutostart)
@@ -230,6 +236,32 @@ struct AdoptionExecutor {
       try HostCalls.perform("adoption.times", path: image) { futimens(file, times) }
     }
     try HostCalls.perform("adoption.sync", path: image) { fsync(file) }
+  }
+
+  /// The other node goes on copying by itself; it is asked how far it is until it is done. A link that breaks meanwhile has
+  /// `seedSilenceMax` to come back.
+  private func seed(_ seeding: AdoptionSeeding, progress: (UInt64) -> Void) throws {
+    var heard: Instant?
+    var pause: UInt32 = 10_000
+    while true {
+      do {
+        switch try ask(.seed(seeding)) {
+        case .done: return
+        case .seeding(let bytes): progress(bytes)
+        default:
+          throw AdoptionError(
+            .peer, what: "the carried copy", why: "the other node gave another answer than was asked for",
+            next: "install the same version of vmha on both nodes")
+        }
+        heard = monotonicNow()
+      } catch let error as AdoptionError {
+        throw error
+      } catch {
+        guard let last = heard, monotonicNow() - last < Self.seedSilenceMax else { throw error }
+      }
+      usleep(pause)
+      pause = min(pause * 2, Self.seedPollMicrosecondsMax)
+    }
   }
 
   private func ask(_ request: AdoptionPeerRequest) throws -> AdoptionPeerReply {

@@ -12,10 +12,15 @@ public struct AdoptionRequest: Codable, Sendable, Hashable {
   public var preferredNode: NodeID?
   /// Absolute; nil = the folder of the VM's first disk.
   public var directory: String?
-  public init(name: String, preferredNode: NodeID? = nil, directory: String? = nil) {
+  /// On the other node, absolute: the folder of a copy that was carried there; nil = none was.
+  public var seedDirectory: String?
+  public init(
+    name: String, preferredNode: NodeID? = nil, directory: String? = nil, seedDirectory: String? = nil
+  ) {
     self.name = name
     self.preferredNode = preferredNode
     self.directory = directory
+    self.seedDirectory = seedDirectory
   }
 }
 
@@ -153,9 +158,11 @@ public struct AdoptionPeerQuestion: Codable, Sendable, Hashable {
   /// Media, kernels, firmware...
   public var files: [String]
   public var machine: DomainMachine
+  /// nil: no copy was carried there.
+  public var seed: AdoptionSeedQuestion?
   public init(
     name: ModuleName, uuid: String, directory: String, networks: [String], devices: [String], files: [String],
-    machine: DomainMachine
+    machine: DomainMachine, seed: AdoptionSeedQuestion? = nil
   ) {
     self.name = name
     self.uuid = uuid
@@ -164,6 +171,7 @@ public struct AdoptionPeerQuestion: Codable, Sendable, Hashable {
     self.devices = devices
     self.files = files
     self.machine = machine
+    self.seed = seed
   }
 }
 
@@ -180,6 +188,8 @@ public struct AdoptionPeerFacts: Codable, Sendable, Hashable {
   public var missingFiles: [String]
   /// Why it cannot run such a machine; nil if it can.
   public var machineProblem: String?
+  /// nil: it was not asked, or does not know of such copies.
+  public var seed: AdoptionSeedFacts?
   public init(
     host: AdoptionHostFacts, hypervisorProblem: String? = nil, domainWithName: DomainIdentity? = nil,
     domainWithUUID: DomainIdentity? = nil, networks: [String: Network] = [:], missingDevices: [String] = [],

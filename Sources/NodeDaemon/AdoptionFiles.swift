@@ -58,8 +58,9 @@ enum AdoptionFiles {
   // MARK: Across mounts
 
   /// Copies contents, holes, owner, mode and times. Not extended attributes: security labels and the owner at run time are set by
-  /// libvirt at each start of the guest. `progress` gets the bytes done so far.
-  static func copy(_ move: AdoptionMove, progress: (UInt64) -> Void) throws {
+  /// libvirt at each start of the guest. `progress` gets the bytes done so far; what it
+  /// throws ends the copy, and nothing of it stays.
+  static func copy(_ move: AdoptionMove, progress: (UInt64) throws -> Void) throws {
     guard let source = try status(move.from) else {
       if move.isOptional { return }
       throw HostError.system("adoption.copy", path: move.from, errno: ENOENT)
@@ -69,7 +70,7 @@ enum AdoptionFiles {
     }
     if let done = try status(move.to) {
       guard done.st_size == source.st_size, modified(done) == move.modified else { throw bothThere(move.from, move.to) }
-      progress(move.bytes)
+      try progress(move.bytes)
       return
     }
     let part = move.to + partSuffix
@@ -91,11 +92,11 @@ enum AdoptionFiles {
       throw error
     }
     try DurableFile.syncFolder(parent(move.to))
-    progress(move.bytes)
+    try progress(move.bytes)
   }
 
   private static func copyData(
-    from input: Int32, to output: Int32, bytes: off_t, path: String, progress: (UInt64) -> Void
+    from input: Int32, to output: Int32, bytes: off_t, path: String, progress: (UInt64) throws -> Void
   ) throws {
     try HostCalls.perform("adoption.truncate", path: path) { ftruncate(output, bytes) }
     let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: pieceBytes, alignment: 4096)
@@ -116,10 +117,10 @@ enum AdoptionFiles {
           }
         }
         offset += off_t(count)
-        progress(UInt64(offset))
+        try progress(UInt64(offset))
       }
     }
-    progress(UInt64(bytes))
+    try progress(UInt64(bytes))
   }
 
   /// nil = only a hole follows.

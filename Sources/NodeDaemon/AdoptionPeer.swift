@@ -30,6 +30,10 @@ public enum AdoptionPeerRequest: Codable, Sendable, Hashable {
   case facts(AdoptionPeerQuestion)
   /// Makes folders and module files, defines the domain, autostart off. Repeatable. Answered by `done`.
   case install(AdoptionModuleFiles)
+  /// After `install`: takes carried files over. Repeated until it is answered by `done`; before, `seeding` says how far it is.
+  case seed(AdoptionSeeding)
+  /// Before `withdraw`: gives them back. Repeatable. Answered by `done`.
+  case unseed(AdoptionSeeding)
   /// Answered by `removalFacts`.
   case removalFacts(AdoptionWithdrawal)
   /// Undefines the domain, removes the module's files and folders. Repeatable. Answered by `withdrawn`.
@@ -40,6 +44,7 @@ public enum AdoptionPeerReply: Codable, Sendable, Hashable {
   case facts(AdoptionPeerFacts)
   case removalFacts(AdoptionPeerRemovalFacts)
   case done
+  case seeding(bytesDone: UInt64)
   /// Where a copy of the disks is left, nil if none is.
   case withdrawn(keptCopy: String?)
   /// It could not be done; what was done before stays and does no harm to a repetition.

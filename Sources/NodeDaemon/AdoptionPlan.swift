@@ -26,9 +26,11 @@ struct AdoptionPlanner {
       case .user, .other: break
       }
     }
+    let items = AdoptionPlanner(request: request, facts: facts, peer: nil, peerProblem: "").items(definition)
     return AdoptionPeerQuestion(
       name: name, uuid: definition.identity.uuid, directory: facts.host.directory.path, networks: networks.sorted(),
-      devices: devices.sorted(), files: neededFiles(definition), machine: definition.machine)
+      devices: devices.sorted(), files: neededFiles(definition), machine: definition.machine,
+      seed: request.seedDirectory.map { AdoptionSeedPlanner.question($0, items) })
   }
 
   /// Files that are not moved and that every host that runs the VM must have.
@@ -55,10 +57,12 @@ struct AdoptionPlanner {
           .error, "there are \(moduleCountMax) modules, the most that one cluster carries",
           whatToDo: "remove one with 'vmha remove', or put this VM into another cluster"))
     }
+    let seeding = seedPlan()
+    findings += seeding.findings
     var plan = AdoptionPlan(name: request.name, number: number, findings: findings)
     guard plan.errors.isEmpty, let number else { return plan }
     do {
-      let work = try self.work(number: number)
+      let work = try self.work(number: number, seeding.seeding)
       plan.work = work
       plan.findings += spaceFindings(work)
       if !plan.errors.isEmpty { plan.work = nil }
@@ -104,7 +108,17 @@ struct AdoptionPlanner {
     return items
   }
 
-  private func work(number: ModuleNumber) throws -> AdoptionWork {
+  private func seedPlan() -> (findings: [AdoptionFinding], seeding: AdoptionSeeding?) {
+    guard let directory = request.seedDirectory, let peer, let definition = facts.definition,
+      let name = ModuleName(request.name)
+    else { return ([], nil) }
+    return AdoptionSeedPlanner(
+      directory: directory, items: items(definition), files: facts.files, peer: peer, name: name,
+      backing: ModuleConfiguration.backingDirectory(of: name, in: facts.host.directory.path)
+    ).plan()
+  }
+
+  private func work(number: ModuleNumber, _ seeding: AdoptionSeeding?) throws -> AdoptionWork {
     guard let name = ModuleName(request.name), let definition = facts.definition, let domain = facts.domain else {
       throw AdoptionError(.refused, what: request.name, why: "its facts are incomplete", next: "repeat the command")
     }
@@ -145,8 +159,9 @@ struct AdoptionPlanner {
         image: "\(backing)/\($0.file)", format: $0.format, backingFormat: $0.backingFormat, from: $0.original,
         to: $0.adapted)
     }
+    steps += [.writeModule(files), .installOnPeer(files)]
+    if let seeding { steps.append(.seedPeer(seeding)) }
     steps += [
-      .writeModule(files), .installOnPeer(files),
       .define(
         name: name.text, xml: adapted, autostart: false, oldXML: facts.xml, oldAutostart: domain.isAutostarted),
       .createRecord(module),
@@ -216,12 +231,19 @@ struct AdoptionPlanner {
     var moved: UInt64 = 0
     var grown: UInt64 = 0
     var copied: UInt64 = 0
+    /// Carried files that are moved take no more room than they have.
+    var thereAlready: UInt64 = 0
     for step in work.steps {
       switch step {
       case .rename(let move), .copy(let move):
         let file = facts.files[move.from] ?? .missing
         moved += min(file.allocatedBytes, file.bytes)
         if case .copy = step { copied += min(file.allocatedBytes, file.bytes) }
+      case .seedPeer(let seeding):
+        for seed in seeding.seeds where !seed.isCopied {
+          let name = seed.move.from.split(separator: "/").last.map(String.init) ?? ""
+          thereAlready += peer?.seed?.files[name].map { min($0.allocatedBytes, $0.bytes) } ?? 0
+        }
       default: break
       }
     }
@@ -236,12 +258,12 @@ struct AdoptionPlanner {
     }
     guard let there = peer?.host.directory else { return found }
     let text = "the other node has \(byteText(there.freeBytes)) free for \(there.path)"
-    if moved + Self.spaceReserveBytes > there.freeBytes {
+    if max(moved, thereAlready) - thereAlready + Self.spaceReserveBytes > there.freeBytes {
       found.append(
         .init(
           .error, "\(text); the disks take \(byteText(moved))",
           whatToDo: "free some space there, or choose another folder with --dir"))
-    } else if grown > there.freeBytes {
+    } else if grown > there.freeBytes + thereAlready {
       found.append(
         .init(
           .warning, "\(text); the disks can grow to \(byteText(grown))",

@@ -81,6 +81,8 @@ public enum AdoptionStep: Codable, Sendable, Hashable {
   case rebase(image: String, format: String, backingFormat: String, from: String, to: String)
   case writeModule(AdoptionModuleFiles)
   case installOnPeer(AdoptionModuleFiles)
+  /// After `installOnPeer`, which makes the folder.
+  case seedPeer(AdoptionSeeding)
   case define(name: String, xml: String, autostart: Bool, oldXML: String, oldAutostart: Bool)
   /// The durable record of replication (R0), made by the daemon.
   case createRecord(ModuleConfiguration)
@@ -101,7 +103,13 @@ public enum AdoptionStep: Codable, Sendable, Hashable {
   }
 
   /// Bytes it copies, for the progress bar.
-  public var bytes: UInt64 { if case .copy(let move) = self { move.bytes } else { 0 } }
+  public var bytes: UInt64 {
+    switch self {
+    case .copy(let move): move.bytes
+    case .seedPeer(let seeding): seeding.bytesToCopy
+    default: 0
+    }
+  }
 
   /// What it does, for people.
   public var sentence: String {
@@ -112,6 +120,7 @@ public enum AdoptionStep: Codable, Sendable, Hashable {
     case .copy(let move): "copy \(move.from) to \(move.to) (\(byteText(move.bytes)))"
     case .rebase(let image, _, _, _, let to): "set the backing file of \(image) to \(to)"
     case .writeModule(let files): "write the module's files on this node (number \(files.module.number.rawValue))"
+    case .seedPeer(let seeding): seeding.sentence
     case .installOnPeer: "make the module and define the VM on the other node"
     case .define(let name, _, let autostart, _, _):
       "define \(name) anew on this node, for its disks' new places, autostart \(autostart ? "on" : "off")"

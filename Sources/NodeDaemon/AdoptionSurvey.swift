@@ -91,7 +91,7 @@ struct AdoptionSurvey: Sendable {
   }
 
   /// Domains by the files of their disks, backing files included.
-  private func otherUsers(
+  func otherUsers(
     than name: String, modules: [String: ModuleConfiguration]
   ) throws -> [String: Set<String>] {
     var found: [String: Set<String>] = [:]
@@ -225,6 +225,12 @@ struct AdoptionSurvey: Sendable {
     } catch {
       facts.hypervisorProblem = "\(error)"
       return facts
+    }
+    if let seed = question.seed {
+      do { facts.seed = try seedFacts(seed, mounts: mounts, domain: question.name.text) } catch {
+        facts.seed = AdoptionSeedFacts(
+          directory: seed.directory, problem: "\(seed.directory) cannot be looked at: \(error)")
+      }
     }
     do {
       try hypervisor.checkMachine(question.machine)

@@ -55,12 +55,14 @@ public final class Daemon: ModuleSurroundings, Sendable {
   let journal: EventJournal
   let hypervisor: any Hypervisor
   let operations = Operations()
+  let seeds = SeedJobs()
   let state: Mutex<State>
   let hooks: EventHooks
   private let lateArbiters = Mutex<Arbiters?>(nil)
   private let lateChecks = Mutex<ModuleChecks?>(nil)
   /// nil = its file cannot be opened; said in the journal.
   let peerJournal: PeerJournal?
+  private let lateOffice = Mutex<ResyncOffice?>(nil)
   private let lateSetup = Mutex<ClusterSetup?>(nil)
   private let isOver = Monitor(false)
 
@@ -91,6 +93,8 @@ public final class Daemon: ModuleSurroundings, Sendable {
     lateSetup.withLock { $0 = setup }
     let arbiters = Arbiters { [weak self] in self?.record(.cluster, $0 ? .warning : .notice, $1) }
     lateArbiters.withLock { $0 = arbiters }
+    let office = ResyncOffice { [weak self] in self?.runner($0)?.takeTurn($1) }
+    lateOffice.withLock { $0 = office }
     let checks = ModuleChecks { [weak self] in self?.moduleConfigurations ?? [] }
     lateChecks.withLock { $0 = checks }
   }
@@ -111,6 +115,11 @@ public final class Daemon: ModuleSurroundings, Sendable {
   var arbiters: Arbiters {
     guard let arbiters = lateArbiters.withLock({ $0 }) else { preconditionFailure("set in init") }
     return arbiters
+  }
+
+  var resyncs: ResyncOffice {
+    guard let office = lateOffice.withLock({ $0 }) else { preconditionFailure("set in init") }
+    return office
   }
 
   var clusterSetup: ClusterSetup {
@@ -408,6 +417,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
       let view = snapshot()
       for runner in view.runners.values { runner.askEngineForReport() }
       lookAfterVerifications()
+      resyncs.look()
       guard view.peerAlive == true, !view.runners.isEmpty else { continue }
       // A failure here shows as `current: false` once the heartbeat is gone; it is no news of its own.
       guard case .report(let reports)? = try? callPeer(.report, timeout: Self.reportTimeout) else { continue }
@@ -431,7 +441,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
       return ModuleReport(
         module: runner.module, status: status, wish: runner.wish, since: wallTime(of: status.since),
         engine: runner.engineReport, branch: facts[runner.module],
-        verification: verification(of: runner).record)
+        verification: verification(of: runner).record, resyncAhead: resyncWait(runner))
     }
   }
 }

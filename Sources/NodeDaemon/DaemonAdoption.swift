@@ -63,8 +63,9 @@ extension Daemon {
   func serveAdoption(_ request: AdoptionPeerRequest) throws -> AdoptionPeerReply {
     guard let membership = snapshot().membership else { throw ControlError.noCluster() }
     return AdoptionPeerHandler(
-      paths: paths, node: membership.node.id, hypervisor: hypervisor,
-      didInstall: { try self.installed($0) }, willWithdraw: { try self.withdrawn($0) }
+      paths: paths, node: membership.node.id, hypervisor: hypervisor, seeds: seeds,
+      didInstall: { try self.installed($0) }, willWithdraw: { try self.withdrawn($0) },
+      willSeed: { try self.refuseUnlessEmpty($0) }
     ).handle(request)
   }
 
@@ -86,7 +87,12 @@ extension Daemon {
       }
       preferred = known.id
     }
-    return (try adoption(), AdoptionRequest(name: request.name, preferredNode: preferred, directory: request.directory))
+    return (
+      try adoption(),
+      AdoptionRequest(
+        name: request.name, preferredNode: preferred, directory: request.directory,
+        seedDirectory: request.seedDirectory)
+    )
   }
 
   /// One for the life of the daemon: it does one thing at a time.
@@ -149,6 +155,18 @@ extension Daemon {
         module: module.name.text)
     }
     try bringUp(module)
+  }
+
+  /// Only a copy that never was one: files that a resync has touched are neither replaced nor given back.
+  private func refuseUnlessEmpty(_ name: ModuleName) throws {
+    switch ModuleStore(paths: paths, module: name).readRecord() {
+    case .absent: return
+    case .valid(let record) where record.generation.branch == .empty && runner(name).map(isStopped) ?? true: return
+    case .valid, .unreadable:
+      throw AdoptionError(
+        .conflict, what: "\(name): the carried copy", why: "the module's copy on \(nodeName) is in use already",
+        next: "see: vmha status \(name)")
+    }
   }
 
   private func withdrawn(_ name: ModuleName) throws {

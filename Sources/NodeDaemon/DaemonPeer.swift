@@ -47,6 +47,9 @@ extension Daemon {
     case .stopVerify(let name):
       try requireRunner(name).stopVerify()
       return .done
+    case .set(let name, let changes):
+      try setHere(requireRunner(name), changes)
+      return .done
     case .adoption(let bytes): return .adoption(try serveAdoption(bytes))
     case .cluster(let request): return .cluster(clusterSetup.answer(request))
     case .rehearse(let xml):

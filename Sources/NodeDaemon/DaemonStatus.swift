@@ -91,6 +91,7 @@ extension Daemon {
       }
     }
     shareResync(&nodes)
+    shareWait(resyncWait(runner) ?? view.peerReports[configuration.name]?.resyncAhead, &nodes)
     var status = ModuleStatus(
       name: configuration.name.text, number: configuration.number.rawValue,
       preferredNode: cluster.node(configuration.preferredNode)?.name ?? "",
@@ -99,6 +100,7 @@ extension Daemon {
     status.replicationLink = mine.inSync || mine.resync != nil ? runner.engineReport?.link : nil
     let primaryEngine =
       mine.state == .prim || mine.state == .alone ? runner.engineReport : view.peerReports[runner.module]?.engine
+    status.resyncPriority = configuration.resyncPriority ?? .normal
     status.requestsInFlight = primaryEngine?.requestsInFlight ?? 0
     status.lastEvent = lastEvent(of: configuration.name)
     status.check = checks.status(of: configuration)
@@ -122,6 +124,20 @@ extension Daemon {
       guest: current ? guestWord(status.guest) : .unknown, sentence: status.sentence, since: since)
     entry.resync = status.resync.map(ResyncStatus.init)
     return entry
+  }
+
+  /// The source knows; the target shows the same.
+  private func shareWait(_ wait: ResyncWait?, _ nodes: inout [ModuleNodeStatus]) {
+    for index in nodes.indices where nodes[index].current {
+      let node = nodes[index]
+      guard node.state == .alone || node.state == .second && node.readiness == .transient else { continue }
+      nodes[index].resyncWait = wait
+    }
+  }
+
+  /// nil = no resync of it waits for its turn here.
+  func resyncWait(_ runner: ModuleRunner) -> ResyncWait? {
+    resyncs.ahead(of: runner.module).map { ResyncWait(higherPriority: $0.higherPriority, others: $0.others) }
   }
 
   /// The source counts; the target shows the same figures.

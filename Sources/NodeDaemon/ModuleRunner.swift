@@ -15,6 +15,7 @@ protocol ModuleSurroundings: Sendable {
   /// R5: blocks until the peer answered or could not be reached; throws with the reason.
   func askPeer(_ request: ConsentRequest, module: ModuleName) throws -> ConsentReply
   var arbiters: Arbiters { get }
+  var resyncs: ResyncOffice { get }
   /// nil = not known yet.
   var peerAlive: Bool? { get }
   func journal(_ severity: CoreSeverity, _ reason: Reason, module: ModuleName)
@@ -42,6 +43,7 @@ final class ModuleRunner: Sendable {
     var nextToken: UInt64 = 1
     var recorder: FlightRecorder
     var isLoaded = false
+    var turn = ResyncTurn()
   }
 
   let module: ModuleName
@@ -160,6 +162,7 @@ final class ModuleRunner: Sendable {
       state.configuration = configuration
       return surroundings.mirrorSettings(configuration, seed: state.core.settings.seed)
     }
+    surroundings.resyncs.prioritise(module, configuration.resyncPriority ?? .normal)
     keeper.reconfigure(configuration)
     push(.settings(settings))
     engine.withLock { $0 }?.send(.configure(surroundings.engineConfiguration(configuration)))
@@ -175,6 +178,7 @@ final class ModuleRunner: Sendable {
 
   /// vmhad stops; engine and guest go on.
   func detach() {
+    surroundings.resyncs.end(module)
     keeper.stop()
     engine.withLock { $0 }?.detach()
     worker.withLock { $0 }?.stop()
@@ -244,8 +248,10 @@ final class ModuleRunner: Sendable {
         return process(.persistFailed(why: "\(error)"))
       }
     }
+    followTurn()
     // Behind the directives: a takeover does not wait for a date.
     if let branch = new.generation?.branch, branch != old.generation?.branch { noteBranch(branch) }
+    if let copied = new.resync, copied.isBeyond(old.resync) { surroundings.resyncs.moved(module) }
     if old != new { surroundings.moduleChanged(module, from: old, to: new) }
   }
 
@@ -259,6 +265,9 @@ final class ModuleRunner: Sendable {
     case .keepLimits(let limits): keep(limits)
     case .startEngine: engine.withLock { $0 }?.start(surroundings.engineConfiguration(configuration))
     case .killEngine: engine.withLock { $0 }?.kill()
+    case .engine(.startResync(let session, let comparesEverything)):
+      state.withLock { $0.turn.hold(.startResync(session, comparesEverything: comparesEverything)) }
+      followTurn()
     case .engine(let command): engine.withLock { $0 }?.send(command)
     case .sendPeer(let session, let message): send(message, in: session)
     case .startGuest: keeper.start()
@@ -279,6 +288,36 @@ final class ModuleRunner: Sendable {
     case .journal(let severity, let reason): surroundings.journal(severity, reason, module: module)
     case .wake(let time): worker.withLock { $0 }?.setWakeUp(at: time)
     }
+  }
+
+  /// Only here, on the core's own thread, so that no command to the engine overtakes another one.
+  private func followTurn() {
+    while true {
+      let steps = state.withLock { state in state.turn.follow(state.core.sourceSession) }
+      if steps.isEmpty { return }
+      let priority = configuration.resyncPriority ?? .normal
+      for step in steps {
+        switch step {
+        case .end: surroundings.resyncs.end(module)
+        case .ask(let session):
+          surroundings.resyncs.ask(module, session, priority)
+          if let ahead = surroundings.resyncs.ahead(of: module) {
+            surroundings.journal(
+              .notice,
+              Reason("its resync waits for its turn: \(ahead.higherPriority + ahead.others) others come before it"),
+              module: module)
+          }
+        case .goesOn(let session): surroundings.resyncs.goesOn(module, session, priority)
+        case .send(let command): engine.withLock { $0 }?.send(command)
+        }
+      }
+    }
+  }
+
+  /// It is this module's turn to be resynchronised. Any thread.
+  func takeTurn(_ session: SessionID) {
+    state.withLock { $0.turn.grant(session) }
+    push(.timer)  // Any event would do: behind it the turn is followed.
   }
 
   private func send(_ message: PeerMessage, in session: SessionID) {

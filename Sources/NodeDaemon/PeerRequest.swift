@@ -24,6 +24,7 @@ enum PeerRequest: Codable, Sendable {
   case verify(ModuleName, id: UInt64, repairs: Bool)
   case stopVerify(ModuleName)
   case cluster(ClusterPeerRequest)
+  case set(ModuleName, ModuleChanges)
   /// Try the arbiter from there: the present one, or that of a cluster.xml that is to be set.
   case rehearse(configuration: [UInt8]?)
 }
@@ -58,4 +59,6 @@ struct ModuleReport: Codable, Sendable {
   /// Only while it is SPLIT.
   var branch: BranchFacts?
   var verification: VerificationRecord?
+  /// While it waits for its turn to be resynchronised from there.
+  var resyncAhead: ResyncWait?
 }

@@ -20,6 +20,7 @@ struct ResyncState {
 
   let session: SessionID
   var plan: ResyncPlan
+  var pace: CopyPace
   /// What the target has said of its files, until it has said everything.
   var target: [FileID: FileContent] = [:]
   var isTargetKnown = false
@@ -31,6 +32,19 @@ struct ResyncState {
   var removed: Set<FileID> = []
   /// Changes with each acknowledgement.
   var acknowledgements: UInt64 = 0
+
+  init(session: SessionID, now: Instant) {
+    self.session = session
+    plan = ResyncPlan(files: [], now: now)
+    pace = CopyPace(now: now)
+  }
+
+  /// The guest is first: while this module's is waiting for something, and on the link also those of the others.
+  mutating func setWindows(isBusy: Bool) {
+    plan.windowBytes = isBusy ? Mirror.busyWindowBytes : ResyncPlan.windowBytesDefault
+    plan.contentsWindowBytes = pace.windowBytes
+    plan.contentsPieceBytesMax = pace.pieceBytesMax
+  }
 }
 
 /// A regular file of the source.
@@ -62,7 +76,7 @@ extension Mirror {
     }
     try holdChanges(id)
     // Before the manifest goes: the target may answer it at once.
-    state.withLock { $0.copy = ResyncState(session: id, plan: ResyncPlan(files: [], now: monotonicNow())) }
+    state.withLock { $0.copy = ResyncState(session: id, now: monotonicNow()) }
     isCopying.store(true, ordering: .relaxed)
     defer {
       isCopying.store(false, ordering: .relaxed)
@@ -268,7 +282,7 @@ extension Mirror {
       let (step, count, report) = state.withLock { state -> (ResyncPlan.Step?, UInt64, ResyncProgress?) in
         guard state.session?.id == id, state.copy?.session == id else { return (nil, 0, nil) }
         let isBusy = state.machine.requestsInFlight > 0
-        state.copy?.plan.windowBytes = isBusy ? Self.busyWindowBytes : ResyncPlan.windowBytesDefault
+        state.copy?.setWindows(isBusy: isBusy)
         let isDue = now - lastProgress >= Self.progressInterval
         let report = isDue ? state.copy?.plan.progress(now: now) : nil
         return (state.copy?.plan.next(), state.copy?.acknowledgements ?? 0, report)
@@ -427,6 +441,7 @@ extension Mirror {
           sequence: sequence))
     case .data(let payload):
       let sequence = copy.plan.send(piece, bytes: UInt64(payload.count))
+      copy.pace.sent(sequence, bytes: payload.count, now: monotonicNow())
       state.session?.enqueue(
         headBytesMax: FrameLimits.smallHeadBytesMax,
         {
@@ -466,7 +481,10 @@ extension Mirror {
     try state.withLock { state in
       // R1
       guard state.session?.id == frame.header.session, state.copy?.session == frame.header.session else { return }
-      try frame.forEachRange { try state.copy?.plan.acknowledged($0, now: now) }
+      try frame.forEachRange {
+        try state.copy?.plan.acknowledged($0, now: now)
+        state.copy?.pace.acknowledged($0, now: now)
+      }
       state.copy?.acknowledgements += 1
     }
     state.wake()

@@ -65,6 +65,9 @@ public struct ResyncPlan: Sendable {
   /// Data bytes handed out and not acknowledged; may be changed at any time to give way to the guest. At least one
   /// piece goes.
   public var windowBytes = ResyncPlan.windowBytesDefault
+  /// The same of contents alone, which is what fills the link, and the largest piece of them; see `CopyPace`.
+  public var contentsWindowBytes = ResyncPlan.windowBytesDefault
+  public var contentsPieceBytesMax = ResyncPlan.zoneBytes
 
   private struct Walk: Sendable {
     let file: ResyncFile
@@ -115,6 +118,7 @@ public struct ResyncPlan: Sendable {
   private var removed: Set<FileID> = []
   private var piecesOutstanding = 0
   private var dataOutstanding: UInt64 = 0
+  private var contentsOutstanding: UInt64 = 0
 
   private var bytesTotal: UInt64
   private var bytesDone: UInt64 = 0
@@ -122,12 +126,14 @@ public struct ResyncPlan: Sendable {
   private var dataDone: UInt64 = 0
   private var allocatedAhead: UInt64
   private var rate: RateMeter
+  private var movedAt: Instant
 
   public init(files: [ResyncFile], now: Instant) {
     self.files = files
     bytesTotal = files.reduce(0) { $0 + $1.bytesToLookAt }
     allocatedAhead = files.reduce(0) { $0 + $1.dataToLookAt }
     rate = RateMeter(now: now)
+    movedAt = now
   }
 
   // MARK: - what to do
@@ -179,11 +185,19 @@ public struct ResyncPlan: Sendable {
     }
     guard walk.dataEnd > walk.position else { return .scan(walk.file.file, from: walk.position) }
     let zoneEnd = (walk.position / ResyncPlan.zoneBytes + 1) * ResyncPlan.zoneBytes
-    let length = min(min(zoneEnd, walk.dataEnd), limit) - walk.position
-    if dataOutstanding > 0, dataOutstanding + length > UInt64(max(windowBytes, 0)) { return .wait }
+    let kind = walk.isFresh ? ResyncPiece.Kind.data : .compare
+    var length = min(min(zoneEnd, walk.dataEnd), limit) - walk.position
+    if kind == .data { length = min(length, contentsPieceBytesMax) }
+    guard hasRoom(kind, length) else { return .wait }
     return hand(
-      out: ResyncPiece(
-        file: walk.file.file, offset: walk.position, length: length, kind: walk.isFresh ? .data : .compare), index)
+      out: ResyncPiece(file: walk.file.file, offset: walk.position, length: length, kind: kind), index)
+  }
+
+  private func hasRoom(_ kind: ResyncPiece.Kind, _ length: UInt64) -> Bool {
+    if kind == .data, contentsOutstanding > 0, contentsOutstanding + length > UInt64(max(contentsWindowBytes, 0)) {
+      return false
+    }
+    return dataOutstanding == 0 || dataOutstanding + length <= UInt64(max(windowBytes, 0))
   }
 
   private mutating func hand(out piece: ResyncPiece, _ index: Int) -> Step {
@@ -197,6 +211,7 @@ public struct ResyncPlan: Sendable {
     piecesOutstanding += 1
     if !piece.isHole {
       dataOutstanding += piece.length
+      if piece.kind == .data { contentsOutstanding += piece.length }
       walks[index].dataDone += piece.length
     }
   }
@@ -206,8 +221,8 @@ public struct ResyncPlan: Sendable {
   private mutating func restart(_ piece: ResyncPiece) -> Step {
     guard let index = walk(of: piece.file) else { return next() }
     let zoneEnd = (piece.offset / ResyncPlan.zoneBytes + 1) * ResyncPlan.zoneBytes
-    let length = min(zoneEnd - piece.offset, piece.length)
-    if dataOutstanding > 0, dataOutstanding + length > UInt64(max(windowBytes, 0)) {
+    let length = min(min(zoneEnd - piece.offset, piece.length), contentsPieceBytesMax)
+    guard hasRoom(.data, length) else {
       again.append(piece)
       return .wait
     }
@@ -244,6 +259,7 @@ public struct ResyncPlan: Sendable {
   /// contents were sent, 0 for a hole or zeros.
   public mutating func send(_ piece: ResyncPiece, bytes: UInt64) -> UInt64 {
     let kind = piece.kind == .compare ? .data : piece.kind
+    if piece.kind == .compare { contentsOutstanding += piece.length }
     return queue(ResyncPiece(file: piece.file, offset: piece.offset, length: piece.length, kind: kind), bytes)
   }
 
@@ -286,6 +302,7 @@ public struct ResyncPlan: Sendable {
   private mutating func settle(_ piece: ResyncPiece) {
     piecesOutstanding -= 1
     if !piece.isHole { dataOutstanding -= piece.length }
+    if piece.kind == .data { contentsOutstanding -= piece.length }
   }
 
   /// The file has no name and no handle any more (its `forget` is in the stream): no piece of it may be sent after
@@ -322,6 +339,7 @@ public struct ResyncPlan: Sendable {
       bytesDone += piece.length
       if !piece.isHole { dataDone += piece.length }
     }
+    movedAt = now
     rate.note(dataDone, now)
   }
 
@@ -359,6 +377,7 @@ public struct ResyncPlan: Sendable {
     }
     bytesDone += piece.length - differs
     dataDone += piece.length - differs
+    movedAt = now
     rate.note(dataDone, now)
   }
 
@@ -368,7 +387,8 @@ public struct ResyncPlan: Sendable {
   // MARK: - how far
 
   /// Rate and time left count bytes of data, over the last ten seconds; holes cost next to nothing. The time is nil
-  /// until data has moved for `RateMeter.observedMin`, and when nothing moved for ten seconds: an honest "unknown".
+  /// until data has moved for `RateMeter.observedMin`, and when nothing moved for ten seconds: an honest "unknown", which is then also
+  /// said to be a stall.
   public mutating func progress(now: Instant) -> ResyncProgress {
     rate.note(dataDone, now)
     let perSecond = rate.bytesPerSecond(now)
@@ -380,9 +400,11 @@ public struct ResyncPlan: Sendable {
     } else if let perSecond, perSecond > 0 {
       left = Int((dataLeft + perSecond - 1) / perSecond)
     }
+    let still = now - movedAt
     return ResyncProgress(
       bytesTotal: bytesTotal, bytesDone: bytesDone, bytesSent: bytesSent, bytesPerSecond: perSecond ?? 0,
-      secondsLeft: left)
+      secondsLeft: left,
+      stalledSeconds: still >= RateMeter.window && bytesDone < bytesTotal ? Int(still.milliseconds / 1000) : nil)
   }
 }
 

@@ -147,7 +147,7 @@ import Testing
         What will be done (as module 3):
            1. make /d/.vmha-vm3
            2. copy a.raw
-          3.0 GiB are copied on this host.
+          3.0 GiB are copied from one disk to another.
         Protect vm3 now? [y/N] # s  make /d/.vmha-vm3
         \r\u{1B}[K         [##########--------------------]  33 %  1.0 GiB of 3.0 GiB\r\u{1B}[K # s  copy a.raw
         vm3 is protected

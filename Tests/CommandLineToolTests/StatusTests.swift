@@ -51,6 +51,28 @@ import Testing
     #expect(lines.contains { $0.hasSuffix("SPLIT: both copies are kept, see vmha status vm2") })
   }
 
+  @Test func aResyncThatWaitsOrStallsIsTold() async throws {
+    let fake = FakeControlService { state in
+      state.change("vm2") { module in
+        module.resyncPriority = .low
+        for index in module.nodes.indices {
+          module.nodes[index].resync = nil
+          module.nodes[index].resyncWait = ResyncWait(higherPriority: 2, others: 1)
+        }
+      }
+    }
+    let table = try await vmha(["status"], on: fake)
+    #expect(table.output.contains("its copy waits for 2 resyncs of higher priority and 1 other"), "\(table.output)")
+    let details = try await vmha(["status", "vm2"], on: fake)
+    #expect(details.output.contains("low priority"))
+    #expect(details.output.ranges(of: "waits for 2 resyncs of higher priority and 1 other").count == 2)
+    #expect(Wording.wait(ResyncWait(higherPriority: 1, others: 0)) == "waits for 1 resync of higher priority")
+    #expect(Wording.wait(ResyncWait(higherPriority: 0, others: 2)) == "waits for 2 other resyncs")
+    let stalled = ResyncStatus(
+      bytesTotal: 100, bytesDone: 25, bytesSent: 25, bytesPerSecond: 0, secondsLeft: nil, stalledSeconds: 12)
+    #expect(Wording.resync(stalled) == "25 %, stalled: nothing moved for 12 s")
+  }
+
   @Test func detailsOfOneVM() async throws {
     let result = try await vmha(["status", "vm2"])
     let day = Samples.time.localDate

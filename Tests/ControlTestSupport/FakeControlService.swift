@@ -1,5 +1,6 @@
 import ControlAPI
 import Foundation
+import Model
 import Synchronization
 
 /// A daemon without anything behind it: holds a status and a journal, plays prepared steps, remembers what it was asked.
@@ -118,6 +119,9 @@ public final class FakeControlService: ControlService, Sendable {
   public func dropBranch(_ name: String, _ branch: String) async throws -> OperationID {
     try record("drop \(name) \(branch)")
     return OperationID(rawValue: "drop-1")
+  }
+  public func setModule(_ name: String, _ changes: ModuleChanges) async throws {
+    try record("set \(name) \(changes.resyncPriority?.rawValue ?? "-")")
   }
   public func verifyModule(_ name: String, repair: Bool) async throws -> OperationID {
     try record(repair ? "repair \(name)" : "verify \(name)")

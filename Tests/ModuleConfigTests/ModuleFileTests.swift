@@ -42,11 +42,22 @@ private func read(_ text: String) throws -> ModuleConfiguration {
   #expect(ClusterPorts.engine(module.number) == 7447)
 }
 
+/// Normal is what is not written: a file of an earlier version says the same.
+@Test func resyncPriorityIsRead() throws {
+  #expect(try read(good).resyncPriority == nil)
+  for (word, priority) in [("high", ResyncPriority.high), ("low", .low), ("normal", nil)] {
+    let module = try read(good.replacing("number=\"7\"", with: "number=\"7\" resync-priority=\"\(word)\""))
+    #expect(module.resyncPriority == priority)
+    #expect(module.xml().contains("resync-priority=\"\(word)\"") == (priority != nil))
+  }
+}
+
 @Test func moduleFileIsWrittenAsRead() throws {
   var module = try read(good)
   for check in [ModuleCheck.tcp(address: "fd00::1", port: 65_535), .ping(address: "10.1.1.1"), nil] {
     module.check = check
     module.otherFiles[0].originalPath = "/srv/'\"<>\u{e4}\u{1F600}/base.qcow2"
+    module.resyncPriority = check == nil ? .low : .high
     let text = module.xml()
     #expect(try read(text) == module)
     #expect(try read(text).xml() == text)
@@ -70,6 +81,7 @@ struct ModuleMistake: Sendable, CustomTestStringConvertible {
 private let mistakes: [ModuleMistake] = [
   .init("name=\"vm1\"", "name=\".vm1\"", 1, "not starting with"),
   .init("name=\"vm1\"", "name=\"vm2\"", 2, "must be the module's name, 'vm2'"),
+  .init("number=\"7\"", "number=\"7\" resync-priority=\"5\"", 1, "high, normal or low"),
   .init("number=\"7\"", "number=\"26\"", 1, "1 to 25"),
   .init("number=\"7\"", "number=\"0\"", 1, "1 to 25"),
   .init("number=\"7\"", "", 1, "'number' is missing"),

@@ -146,6 +146,9 @@ final class TwoHosts: Sendable {
     var recordFails = false
   }
   let link = Mutex(Link())
+  private let seeds = Mutex(SeedJobs())
+  /// As after a crash of the other node's vmhad.
+  func forgetSeedJobs() { seeds.withLock { $0 = SeedJobs() } }
 
   init(folder: String) throws {
     self.folder = folder
@@ -177,7 +180,8 @@ final class TwoHosts: Sendable {
     }
     let failure = HostError(.timedOut, "peer", "no answer")
     if fails, !failsAfter { throw failure }
-    let handler = AdoptionPeerHandler(paths: peerPaths, node: .second, hypervisor: there) { _ in
+    let handler = AdoptionPeerHandler(paths: peerPaths, node: .second, hypervisor: there, seeds: seeds.withLock { $0 })
+    { _ in
     } willWithdraw: { name in
       self.link.withLock { $0.withdrawn.append(name.text) }
     }

@@ -156,7 +156,8 @@ extension AdoptionSurvey {
 @Test func peerRefusesWhatIsNotItsModule() throws {
   try withAdoptionFolder { folder in
     let hosts = try TwoHosts(folder: folder)
-    let handler = AdoptionPeerHandler(paths: hosts.paths, node: .first, hypervisor: hosts.here) { _ in
+    let handler = AdoptionPeerHandler(paths: hosts.paths, node: .first, hypervisor: hosts.here, seeds: SeedJobs()) {
+      _ in
     } willWithdraw: { _ in
     }
     let name = try #require(ModuleName("vm1"))
@@ -189,7 +190,8 @@ extension AdoptionSurvey {
 @Test func peerRefusesConflictingInstalls() throws {
   try withAdoptionFolder { folder in
     let hosts = try TwoHosts(folder: folder)
-    let handler = AdoptionPeerHandler(paths: hosts.paths, node: .first, hypervisor: hosts.here) { _ in
+    let handler = AdoptionPeerHandler(paths: hosts.paths, node: .first, hypervisor: hosts.here, seeds: SeedJobs()) {
+      _ in
     } willWithdraw: { _ in
     }
     func files(_ text: String, _ number: Int, _ uuid: String) throws -> AdoptionModuleFiles {

@@ -315,6 +315,62 @@ private struct CopyWorld {
     #expect(plan.next() == .wait)
   }
 
+  /// Contents have a window and pieces of their own; comparing goes on beside it.
+  @Test func contentsHaveAWindowOfTheirOwn() throws {
+    let (zone, block) = (ResyncPlan.zoneBytes, ResyncPlan.blockBytes)
+    var plan = ResyncPlan(
+      files: [ResyncFile(file: file, size: 100 * zone, allocated: 100 * zone, content: .whole)], now: seconds(0))
+    plan.contentsWindowBytes = Int(4 * block)
+    plan.contentsPieceBytesMax = 2 * block
+    _ = plan.next()
+    plan.scanned(file, from: 0, data: 0..<100 * zone, size: 100 * zone)
+    func copies() -> [ResyncPiece] {
+      var pieces: [ResyncPiece] = []
+      while case .copy(let piece) = plan.next() { pieces.append(piece) }
+      return pieces
+    }
+    let compared = copies()
+    #expect(compared.count == 16 && compared.allSatisfy { $0.kind == .compare && $0.length == zone })
+    let sequence = plan.sendHashes(compared[0])
+    // One that turned out to be zeros counts as contents until it is acknowledged.
+    let zeros = plan.send(compared[1], bytes: 0)
+    // Ten blocks differ: they come in pieces of two, and four blocks at a time.
+    try plan.compared(sequence, differing: 0x3FF, now: seconds(1))
+    #expect(copies().isEmpty)
+    try plan.acknowledged(SequenceRange(zeros), now: seconds(1))
+    var blocks = 0
+    while true {
+      let pieces = copies().filter { $0.kind == .data }
+      if pieces.isEmpty { break }
+      blocks += pieces.reduce(0) { $0 + Int($1.length / block) }
+      #expect(pieces.count <= 2 && pieces.allSatisfy { $0.length == 2 * block }, "\(pieces)")
+      for row in pieces.map({ plan.send($0, bytes: $0.length) }) {
+        try plan.acknowledged(SequenceRange(row), now: seconds(2))
+      }
+    }
+    #expect(blocks == 10)
+  }
+
+  /// "Stalled" is said when nothing moves, and only then.
+  @Test func aStallIsSaid() throws {
+    let zone = ResyncPlan.zoneBytes
+    var plan = ResyncPlan(
+      files: [ResyncFile(file: file, size: 100 * zone, allocated: 100 * zone, content: .fresh)], now: seconds(0))
+    _ = plan.next()
+    plan.scanned(file, from: 0, data: 0..<100 * zone, size: 100 * zone)
+    guard case .copy(let piece) = plan.next() else {
+      Issue.record("no piece")
+      return
+    }
+    let row = plan.send(piece, bytes: zone)
+    #expect(plan.progress(now: seconds(9)).stalledSeconds == nil)
+    #expect(plan.progress(now: seconds(12)).stalledSeconds == 12)
+    try plan.acknowledged(SequenceRange(row), now: seconds(13))
+    #expect(plan.progress(now: seconds(22)).stalledSeconds == nil)
+    let stalled = plan.progress(now: seconds(40))
+    #expect(stalled.stalledSeconds == 27 && stalled.bytesPerSecond == 0 && stalled.secondsLeft == nil)
+  }
+
   /// 10 MiB/s of data: half of the file is a hole, which must not make the estimate hope.
   @Test func timeLeftIsHonest() throws {
     let zone = ResyncPlan.zoneBytes
