@@ -130,13 +130,14 @@ import Testing
     _ = world.run(upTo: .seconds(120)) { world.isConverged || world.isSplit }
     if world.isSplit, world.options.maySplit { world.giveUp(world.nodes[1]) }
     _ = world.run(upTo: .seconds(120)) { world.isConverged }
-    if world.isConverged { world.checkEqualCopies() }
     world.run(for: .seconds(30))
     if let violation = world.violations.first { return violation.description }
     guard world.isConverged else {
       return "does not come back: "
         + world.nodes.map { "\($0.name): \(world.status($0)?.sentence ?? "-")" }.joined(separator: " | ")
     }
+    // I8, between two bursts of the guest.
+    guard world.run(upTo: .seconds(30), until: { world.isConverged && world.isStill }) else { return "never still" }
     world.checkEqualCopies()
     return world.violations.first?.description
   }
