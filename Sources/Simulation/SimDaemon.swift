@@ -20,7 +20,7 @@ final class SimDaemon {
   private(set) var answers: [Answer] = []
   private(set) var startedAt: Int64 = 0
   private var callsEnd: Int64 = 0
-  /// Under one mount, and since the operator's last command.
+  /// Under one mount, and since the operator's last command to either node.
   private var guestStarts = 0
   /// No guest was started since the mount.
   private var isFreshlyMounted = false
@@ -45,7 +45,11 @@ final class SimDaemon {
 
   func deliver(_ event: Event) {
     guard node.daemon === self else { return }
-    if case .command = event { guestStarts = 0 }
+    switch event {
+    // The operator's start may have been heard by the other node.
+    case .command, .wish: guestStarts = 0
+    default: break
+    }
     let directives = recorder.handle(event, at: Instant(nanoseconds: world.now), by: &core)
     let second = world.now / 1_000_000_000
     eventsInSecond = eventsInSecond.second == second ? (second, eventsInSecond.count + 1) : (second, 1)
