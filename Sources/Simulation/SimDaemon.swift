@@ -94,7 +94,8 @@ final class SimDaemon {
     case .engine(let command):
       if command == .mount {
         guestStarts = 0
-        isFreshlyMounted = true
+        // Under a mount that stands, the next guest sees what the one before has left, as after any crash of a guest.
+        if let engine = node.engine, !engine.isMounted { isFreshlyMounted = true }
       }
       node.engine?.receive(command, from: self)
     case .sendPeer(let session, let message): node.engine?.receive(message, in: session, from: self)
@@ -212,7 +213,11 @@ final class SimDaemon {
         guard self.world.reaches(from: peer), self.world.options.isCalm || !self.world.random.chance(10) else {
           return self.world.meet(.consentLost)
         }
-        self.node.after(self.world.delay(5, 1...2500)) { [weak self] in self?.deliver(.consentReplied(reply)) }
+        // The next question, with the same generation, may be open by then.
+        let isLate = !self.world.options.isCalm && self.world.random.chance(15)
+        self.node.after(isLate ? self.world.random.milliseconds(1000...20_000) : self.world.delay(5, 1...2500)) {
+          [weak self] in self?.deliver(.consentReplied(reply))
+        }
       }
     }
   }
