@@ -152,8 +152,9 @@ import Testing
   }
 
   private func refuses(_ core: inout MirrorModule) -> Bool {
+    // The asker goes first if this node asks as well: it is for its own sake that it refuses.
     let request = ConsentRequest(
-      nonce: 1, node: .second, generation: record().generation, history: [old], guestRunning: true, stopping: false)
+      nonce: 1, node: .first, generation: record().generation, history: [old], guestRunning: true, stopping: false)
     let directives = core.handle(.consentRequested(request, token: 1), at: start)
     return persisted(directives) == nil
       && directives.contains { if case .replyConsent(1, .refused) = $0 { true } else { false } }
@@ -166,7 +167,7 @@ import Testing
       var options = World.Options()
       options.arbiter = .none
       let world = World(options)
-      var core = MirrorModule(settings: world.nodes[0].settings)
+      var core = MirrorModule(settings: world.nodes[1].settings)
       _ = core.handle(.loaded(record: record, wish: Wish(started: true, version: 1), guest: guest), at: start)
       _ = core.handle(.nodeAlive, at: start)
       _ = core.handle(.engine(.ready(report)), at: start)
