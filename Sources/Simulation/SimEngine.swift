@@ -225,6 +225,8 @@ final class SimEngine {
     for request in live.values { request.done = nil }
     guard running == 0 else { return later(1...3) { $0.takeDown() } }
     if resync != nil { lose("the mount was removed during a resync") }
+    // Also one that was started while this waited: a mount that comes later is not its own.
+    node.guest?.hasLostDisks = true
     isMounted = false
     heldSince = nil
     tell(.unmounted)
