@@ -201,6 +201,8 @@ extension World {
       }
     case .engine(.clearIntents):
       if record?.standing != .uptodate { violate("I5: \(node.name) forgets its intents before ADOPT is durable") }
+    case .engine(.setPolicy(let policy)): checkPolicy(policy, at: node)
+    case .sendPeer(_, let message): checkSent(message, by: node)
     case .resumeGuest: checkResume(node)
     case .askConsent:
       if record?.standing != .uptodate { violate("I4: \(node.name) asks for consent and is not up to date") }
@@ -241,7 +243,9 @@ extension World {
     case .witnessAdopted(let mark):
       if record.witness != mark { violate("I5: \(node.name) agrees to a witness before it is durable") }
     case .adoptWitness: break
-    case .targetReady: if record.standing != .inconsistent { violate("I5: target is not durably inconsistent") }
+    case .targetReady:
+      if record.standing != .inconsistent { violate("I5: target is not durably inconsistent") }
+      if node.guest != nil { violate("I1: \(node.name) is a target while its guest is still there (R7)") }
     case .hello, .gaveUp, .token, .giveUp, .goOn: break
     }
   }

@@ -17,7 +17,7 @@ public enum Met: Int, CaseIterable, Sendable {
   case guestStarted, guestSuspended, guestReleased, guestHandedOver, consentAsked, consentGranted, consentRefused
   case resyncBegun, resyncCopied, adopted, barrier, split, branchArchived, branchGivenUp, claimMade, witnessRead
   case witnessSwapped, witnessAgreed, peerFenced, pinged, engineForcedOff, filesSynced, offered
-  case startByStanding, convergedAtEnd, splitAtEnd, restartsUsedUp
+  case startByStanding, begunInSync, convergedAtEnd, splitAtEnd, restartsUsedUp
   // The data.
   case intentAwaited, intentsCleared, intentsUnknown, intentsNotWritten, intentsDamaged, overlapWaited, leftToCopy
   case copyWaitedForWrite, resyncByMap, resyncOfEverything, stallNoticed, writeFailed, diskSlow, diskError

@@ -17,6 +17,7 @@ struct RandomRun {
     options.reportsExit = random.chance(50)
     options.isCalm = false
     options.hasPowerCuts = random.chance(60) || arbiter.fences
+    options.beginsInSync = random.chance(40)
     world = World(options)
   }
 

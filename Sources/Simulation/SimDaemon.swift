@@ -20,7 +20,7 @@ final class SimDaemon {
   private(set) var answers: [Answer] = []
   private(set) var startedAt: Int64 = 0
   private var callsEnd: Int64 = 0
-  /// Under one mount, and since the operator's last command.
+  /// Under one mount, and since the operator's last command to either node.
   private var guestStarts = 0
   /// No guest was started since the mount.
   private var isFreshlyMounted = false
@@ -45,7 +45,11 @@ final class SimDaemon {
 
   func deliver(_ event: Event) {
     guard node.daemon === self else { return }
-    if case .command = event { guestStarts = 0 }
+    switch event {
+    // The operator's start may have been heard by the other node.
+    case .command, .wish: guestStarts = 0
+    default: break
+    }
     let directives = recorder.handle(event, at: Instant(nanoseconds: world.now), by: &core)
     let second = world.now / 1_000_000_000
     eventsInSecond = eventsInSecond.second == second ? (second, eventsInSecond.count + 1) : (second, 1)
@@ -90,7 +94,8 @@ final class SimDaemon {
     case .engine(let command):
       if command == .mount {
         guestStarts = 0
-        isFreshlyMounted = true
+        // Under a mount that stands, the next guest sees what the one before has left, as after any crash of a guest.
+        if let engine = node.engine, !engine.isMounted { isFreshlyMounted = true }
       }
       node.engine?.receive(command, from: self)
     case .sendPeer(let session, let message): node.engine?.receive(message, in: session, from: self)
@@ -208,7 +213,11 @@ final class SimDaemon {
         guard self.world.reaches(from: peer), self.world.options.isCalm || !self.world.random.chance(10) else {
           return self.world.meet(.consentLost)
         }
-        self.node.after(self.world.delay(5, 1...2500)) { [weak self] in self?.deliver(.consentReplied(reply)) }
+        // The next question, with the same generation, may be open by then.
+        let isLate = !self.world.options.isCalm && self.world.random.chance(15)
+        self.node.after(isLate ? self.world.random.milliseconds(1000...20_000) : self.world.delay(5, 1...2500)) {
+          [weak self] in self?.deliver(.consentReplied(reply))
+        }
       }
     }
   }

@@ -30,6 +30,8 @@ final class SimEngine {
   private weak var attachedBefore: SimDaemon?
   /// What an older process had under way finds that it is over.
   private(set) var epoch = 0
+  /// The last session in which both had everything on their disks.
+  private(set) var flushedIn: SessionID?
 
   // Of the mirror (`SimMirror`).
   var order = RangeOrder()
@@ -94,6 +96,14 @@ final class SimEngine {
     enqueue { engine in
       guard let session = engine.session, session.id == id else { return }
       engine.world.checkSent(message, by: engine.node)
+      if case .adopt = message {
+        // After a swap it was the other engine that had both flush.
+        let isFlushed = engine.world.nodes.contains { $0.engine?.flushedIn == id }
+        if !isFlushed { engine.world.violate("I5: \(engine.node.name) sends ADOPT without the joint flush (R8.2)") }
+        if engine.policy != .both(id) {
+          engine.world.violate("I5: \(engine.node.name) sends ADOPT before writes need both (R8.3)")
+        }
+      }
       session.send(.message(message), from: engine.node)
     }
   }
@@ -147,9 +157,12 @@ final class SimEngine {
       if !comparesEverything { world.checkPairing(of: node) }
       startResync(id, comparesEverything)
     case .flushBarrier(let id):
-      guard barrier(id, syncsHere: true, { engine, code in if code == 0 { engine.tell(.barrierDone(id)) } }) else {
-        return fail("flushBarrier", "the session is over")
+      let isBegun = barrier(id, syncsHere: true) { engine, code in
+        guard code == 0 else { return }
+        engine.flushedIn = id
+        engine.tell(.barrierDone(id))
       }
+      guard isBegun else { return fail("flushBarrier", "the session is over") }
     case .drain: drain()
     case .syncFiles:
       sync { $0.tell(.filesSynced) }
@@ -212,6 +225,8 @@ final class SimEngine {
     for request in live.values { request.done = nil }
     guard running == 0 else { return later(1...3) { $0.takeDown() } }
     if resync != nil { lose("the mount was removed during a resync") }
+    // Also one that was started while this waited: a mount that comes later is not its own.
+    node.guest?.hasLostDisks = true
     isMounted = false
     heldSince = nil
     tell(.unmounted)

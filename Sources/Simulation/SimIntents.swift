@@ -28,10 +28,14 @@ struct SimIntents {
         piece.bytes.count > head ? [{ $0.intentFile.write(piece.bytes[head...], at: piece.offset + head) }] : []
       return others + [{ $0.intentFile.write(piece.bytes[..<head], at: piece.offset) }]
     }
-    let start = IntentLog.start(map.snapshot(), nonce: nonce, logBytes: Self.logBytes)
-    appender = IntentAppender(startBytes: start.count, nonce: nonce, logBytes: Self.logBytes)
-    let bytes = start + [UInt8](repeating: 0, count: Self.logBytes)
+    let bytes = Self.file(map.snapshot(), nonce: nonce)
+    appender = IntentAppender(startBytes: bytes.count - Self.logBytes, nonce: nonce, logBytes: Self.logBytes)
     return [{ $0.intentFile.replace(by: bytes) }]
+  }
+
+  /// A checkpoint, with an empty log behind it.
+  static func file(_ snapshot: IntentSnapshot, nonce: UInt64) -> [UInt8] {
+    IntentLog.start(snapshot, nonce: nonce, logBytes: logBytes) + [UInt8](repeating: 0, count: logBytes)
   }
 
   /// After a failure nothing may follow in this file.

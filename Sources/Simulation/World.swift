@@ -20,6 +20,8 @@ final class World {
     /// Fixed delays and consent always answered at once, for transcripts.
     var isCalm = true
     var hasPowerCuts = false
+    /// As after a blackout of nodes that were in sync and quiet, instead of as `vmha add` leaves them.
+    var beginsInSync = false
   }
 
   static let witnessTimeout: Duration = .seconds(3)
@@ -71,7 +73,24 @@ final class World {
     nodes[0].record = DurableRecord(
       generation: Generation(number: 1, branch: BranchID(rawValue: random.next() | 1)), standing: .uptodate)
     nodes[1].record = .empty
+    if options.beginsInSync { pair() }
     ticked()
+  }
+
+  /// Both maps say that nothing differs: what a resync copies is what was marked since (R3).
+  private func pair() {
+    let pairing = random.next()
+    let generation = nodes[0].record?.generation
+    for node in nodes {
+      node.record = generation.map { DurableRecord(generation: $0, standing: .uptodate) }
+      node.record?.pairing = pairing
+      node.record?.bootAtLastSync = "\(node.name)0"
+      node.record?.wroteLast = node.id == .first
+      node.hasFile = true
+      node.intentFile.replace(by: SimIntents.file(IntentSnapshot(), nonce: newNonce()))
+      node.intentFile.sync()
+    }
+    meet(.begunInSync)
   }
 
   /// For files: never used before, and not taken from the seed's choices.

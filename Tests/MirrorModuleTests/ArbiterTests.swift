@@ -151,6 +151,65 @@ import Testing
     }
   }
 
+  private func refuses(_ core: inout MirrorModule) -> Bool {
+    // The asker goes first if this node asks as well: it is for its own sake that it refuses.
+    let request = ConsentRequest(
+      nonce: 1, node: .first, generation: record().generation, history: [old], guestRunning: true, stopping: false)
+    let directives = core.handle(.consentRequested(request, token: 1), at: start)
+    return persisted(directives) == nil
+      && directives.contains { if case .replyConsent(1, .refused) = $0 { true } else { false } }
+  }
+
+  /// R5: whoever serves, is about to, or holds a right itself gives no consent, however the question came about.
+  @Test func thoseWhoMayNotConsentRefuse() {
+    let session = SessionID(rawValue: 9)
+    func core(_ record: DurableRecord, guest: GuestState, _ report: EngineReport) -> MirrorModule {
+      var options = World.Options()
+      options.arbiter = .none
+      let world = World(options)
+      var core = MirrorModule(settings: world.nodes[1].settings)
+      _ = core.handle(.loaded(record: record, wish: Wish(started: true, version: 1), guest: guest), at: start)
+      _ = core.handle(.nodeAlive, at: start)
+      _ = core.handle(.engine(.ready(report)), at: start)
+      return core
+    }
+    var report = EngineReport(processID: 1, role: .primary, policy: .frozen)
+    report.isMounted = true
+    var frozen = core(record(), guest: .running, report)
+    #expect(refuses(&frozen), "frozen")
+
+    report = EngineReport(processID: 1, role: .replica, policy: .frozen)
+    report.session = session
+    var successor = core(record(), guest: .off, report)
+    _ = successor.handle(.peerMessage(session, .token), at: start)
+    #expect(refuses(&successor), "it has the token, and no mount yet")
+
+    let idle = EngineReport(processID: 1, role: .idle, policy: .frozen)
+    var holder = core(record { $0.peerOutdated = .policy }, guest: .off, idle)
+    #expect(refuses(&holder), "it has a right, and meets its peer first")
+
+    var other = core(record { $0.generation.branch = BranchID(rawValue: 45) }, guest: .off, idle)
+    #expect(refuses(&other), "its copy is another one")
+    var able = core(record(), guest: .off, idle)
+    #expect(!refuses(&able))
+  }
+
+  /// R5: an answer to an earlier question, of the same generation, says nothing of what the peer did since.
+  @Test func onlyTheOpenQuestionsConsentCounts() throws {
+    var (core, _) = bereaved(record(), .wait)
+    _ = core.handle(.nodeAlive, at: start)
+    let offer = PeerBeat(
+      state: .wait, readiness: .blocked, standing: .uptodate, generation: record().generation, guestRunning: false,
+      offers: true)
+    let asked = core.handle(.peerBeat(offer), at: start)
+    let question = asked.compactMap { if case .askConsent(let request) = $0 { request } else { nil } }.first
+    let request = try #require(question)
+    let late = ConsentReply.granted(nonce: request.nonce &+ 1, generation: request.generation, claim: nil)
+    #expect(persisted(core.handle(.consentReplied(late), at: start)) == nil && core.status.state != .alone)
+    let reply = ConsentReply.granted(nonce: request.nonce, generation: request.generation, claim: nil)
+    #expect(persisted(core.handle(.consentReplied(reply), at: start))?.peerOutdated == .consent)
+  }
+
   /// The claim stays open: whoever goes on takes it into the history.
   @Test func theConsentCarriesTheClaim() {
     let claim = BranchID(rawValue: 99)

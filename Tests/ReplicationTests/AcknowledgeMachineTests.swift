@@ -154,6 +154,27 @@ private func refusal(_ body: () throws -> Void) -> AcknowledgeError.Code? {
     _ = try machine.turn(.both(two))
   }
 
+  /// R1: each session counts its sequences from 1; only its own answers complete what it sent.
+  @Test func aFlushOfALostSessionCountsNoMore() throws {
+    var machine = AcknowledgeMachine()
+    machine.sessionBegan(one)
+    _ = try machine.turn(.both(one))
+    let lost = try machine.admitted(1, .flush)
+    #expect(machine.send(lost) == .init(session: one, sequence: 1))
+    _ = machine.lose(one)
+    _ = try machine.turn(.alone)
+    machine.sessionBegan(two)
+    for policy in [AcknowledgePolicy.resyncing(two), .settling(two), .both(two)] { _ = try machine.turn(policy) }
+    let flush = try machine.admitted(2, .flush)
+    #expect(machine.send(flush) == .init(session: two, sequence: 1))
+    #expect(machine.localDone(flush, result: 0) == nil)
+    var completions: [AcknowledgeMachine.Completion] = []
+    try machine.remoteFlushed(1, in: one, completions: &completions)
+    #expect(completions.isEmpty)
+    try machine.remoteFlushed(1, in: two, completions: &completions)
+    #expect(completions == [.init(request: 2, result: 0)])
+  }
+
   @Test func brokenPeersAreNoticed() throws {
     var machine = AcknowledgeMachine()
     machine.sessionBegan(one)
