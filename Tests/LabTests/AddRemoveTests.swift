@@ -114,7 +114,8 @@ extension AllLabs {
         try await lab.must("wait-for", "protected", "two")
         let resync = try #require(try await lab.lastResync("two", on: "node2"))
         print("lab: a copy that was carried: \(resync)")
-        #expect(resync.sent >= 3 << 16 && resync.sent < resync.compared / 2, "\(resync)")
+        // What was a hole here travels as one: `compare` below sees that nothing of the carried copy is left.
+        #expect(resync.sent > 0 && resync.sent < resync.compared / 2, "\(resync)")
         try await lab.must("wait-for", "answer", "two")
         try await lab.watching(["two"]) { try await Task.sleep(for: .seconds(1)) }
         try await lab.vmha("node2", "stop", "two")

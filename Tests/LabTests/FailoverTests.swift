@@ -17,7 +17,7 @@ extension AllLabs {
 
     /// Rounds of each scenario: VMHA_LAB_ROUNDS.
     static let rounds = Machine.number("VMHA_LAB_ROUNDS", default: 1)
-    static let powerCuts = Machine.number("VMHA_LAB_ROUNDS", default: 5)
+    static let powerCuts = Machine.number("VMHA_LAB_ROUNDS", default: 3)
     static let blackouts = Machine.number("VMHA_LAB_ROUNDS", default: 2)
     static let seed = UInt64(Machine.number("VMHA_LAB_SEED", default: Int(UInt32.random(in: 1...UInt32.max))))
 
@@ -119,7 +119,7 @@ extension AllLabs {
         }
         #expect(reports["vm1"]?.incarnations ?? 0 > 1, "its disk was not taken away")
         #expect(reports["vm2"]?.incarnations == 1)
-        try await lab.verifyCopies()
+        try await lab.verifyRunning()
       }
     }
 
@@ -135,7 +135,7 @@ extension AllLabs {
         }
         #expect(reports["vm1"]?.incarnations == 1)
         #expect(reports["vm1"]?.gapMax ?? .max < Failover.freezeMillisecondsMax, "\(reports["vm1"]?.account ?? "")")
-        try await lab.verifyCopies()
+        try await lab.verifyRunning()
       }
     }
 
@@ -174,7 +174,7 @@ extension AllLabs {
         }
         #expect(reports["vm2"]?.incarnations == 2)
         #expect(reports["vm1"]?.incarnations == 1)
-        try await lab.verifyCopies()
+        try await lab.verifyRunning()
       }
     }
 

@@ -143,7 +143,7 @@ import Testing
   }
 
   /// Restarts of vmhad and power cuts: right before and right behind everything that becomes durable. The other faults: at every
-  /// directive with VMHA_RACES=all, else at every thirteenth, another one for each scenario and fault.
+  /// directive with VMHA_RACES=all, else at every 31st, another one for each scenario and fault.
   @Test(arguments: scenarios) func isSafeAndComesBack(scenario: Scenario) throws {
     let directives = try Self.reference(scenario)
     let isWhole = getenv("VMHA_RACES").map { String(cString: $0) } == "all"
@@ -155,7 +155,7 @@ import Testing
           directives[index].isPersist
           || index + 1 < directives.count && directives[index + 1].isPersist
             && directives[index + 1].node == directives[index].node
-        let isMeant = fault == .vmhad || fault == .power ? isDurable : index % 13 == (number + scenario.name.count) % 13
+        let isMeant = fault == .vmhad || fault == .power ? isDurable : index % 31 == (number + scenario.name.count) % 31
         guard isWhole || isMeant else { continue }
         runs += 1
         if let failure = try Self.run(scenario, fault, at: index) {

@@ -170,7 +170,7 @@ struct EngineTests {
       pair.one.tell(.setPolicy(.alone))
       for writer in writers { writer.join() }
     }
-    for cycle in 0..<6 {
+    for cycle in 0..<4 {
       usleep(UInt32.random(in: 20_000...200_000))
       pair.two.tell(.endSession)
       #expect(try pair.one.lost() == .frozen)
