@@ -89,6 +89,8 @@ extension AllLabs {
     @Test func bothCablesPulled() async throws {
       try await lab.scenario("both cables of node1 pulled") {
         try await lab.healthy()
+        // Its start forgets the takeovers of the tests before: after three within the hour node2 would leave the modules to node1.
+        try await lab.verifyCopies()
         try await lab.must("cut", "node1", "both")
         for node in ["node1", "node2"] {
           try await lab.until("\(node) serves both guests", on: node, within: 60) { view in
