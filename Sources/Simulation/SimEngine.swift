@@ -30,8 +30,6 @@ final class SimEngine {
   private weak var attachedBefore: SimDaemon?
   /// What an older process had under way finds that it is over.
   private(set) var epoch = 0
-  /// The last session in which both had everything on their disks.
-  private(set) var flushedIn: SessionID?
 
   // Of the mirror (`SimMirror`).
   var order = RangeOrder()
@@ -97,9 +95,9 @@ final class SimEngine {
       guard let session = engine.session, session.id == id else { return }
       engine.world.checkSent(message, by: engine.node)
       if case .adopt = message {
-        // After a swap it was the other engine that had both flush.
-        let isFlushed = engine.world.nodes.contains { $0.engine?.flushedIn == id }
-        if !isFlushed { engine.world.violate("I5: \(engine.node.name) sends ADOPT without the joint flush (R8.2)") }
+        if !engine.world.jointlyFlushed.contains(id) {
+          engine.world.violate("I5: \(engine.node.name) sends ADOPT without the joint flush (R8.2)")
+        }
         if engine.policy != .both(id) {
           engine.world.violate("I5: \(engine.node.name) sends ADOPT before writes need both (R8.3)")
         }
@@ -159,7 +157,7 @@ final class SimEngine {
     case .flushBarrier(let id):
       let isBegun = barrier(id, syncsHere: true) { engine, code in
         guard code == 0 else { return }
-        engine.flushedIn = id
+        engine.world.jointlyFlushed.insert(id)
         engine.tell(.barrierDone(id))
       }
       guard isBegun else { return fail("flushBarrier", "the session is over") }

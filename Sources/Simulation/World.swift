@@ -49,6 +49,8 @@ final class World {
   var lanUp = [true, true]
   private(set) lazy var witness = SimWitness(world: self)
   var ledger = Ledger()
+  /// Sessions in which both nodes have flushed, whichever of them asked for it: it is gone with neither engine.
+  var jointlyFlushed: Set<SessionID> = []
   var violations: [Violation] = []
   var coverage = Coverage()
   /// Receives (node, line) of everything a core decides.
