@@ -64,7 +64,7 @@ def write(path, results, faults, arbiters):
     loads = sorted(row["load"] for entry in entries for row in entry["rounds"] if "load" in row)
     lines = [HEAD.format(
         programs=" and ".join(sorted({entry["programs"] for entry in entries})) or "no", cpus=os.cpu_count(),
-        kernel=f"Linux {platform.release()}", load=f"{loads[0]} to {loads[-1]}" if loads else "unknown")]
+        kernel=f"Linux {'.'.join(platform.release().split('.')[:2])}", load=f"{loads[0]} to {loads[-1]}" if loads else "unknown")]
     lines.append("| fault | " + " | ".join(shown) + " |")
     lines.append("|---" * (len(shown) + 1) + "|")
     for fault in faults:
