@@ -113,7 +113,7 @@ let package = Package(
     tests("MirrorModule", ["Model", "Simulation"], exclude: ["Transcripts"]),
     tests("Replication", ["Model"]),
     tests("ModuleConfig", ["Model", "HostSystem"]),
-    tests("Arbitration", ["Model", "HostSystem", "ModuleConfig"]),
+    tests("Arbitration", ["Model", "HostSystem", "ModuleConfig", "SecureLinks"]),
     tests("VirtualMachines", ["Model", "HostSystem", "CLibvirt"]),
     .target(name: "CPosixCalls", path: "Tests/CPosixCalls"),
     tests(

@@ -88,29 +88,33 @@ public final class EtcdWitness: Sendable {
     }
   }
 
+  /// gRPC's code.
+  private static let unauthenticated = 16
+
   private func isTokenRefused(_ answer: HTTPSCalls.Answer) -> Bool {
-    let unauthenticated = 16
-    return answer.status == 401 || reason(answer).code == unauthenticated
+    answer.status == 401 || reason(answer).code == Self.unauthenticated
   }
 
-  private func reason(_ answer: HTTPSCalls.Answer) -> EtcdFailure {
-    if let failure = try? JSONDecoder().decode(EtcdFailure.self, from: Data(answer.body)) { return failure }
+  private func reason(_ answer: HTTPSCalls.Answer) -> (code: Int?, text: String) {
+    let status = "HTTP status \(answer.status)"
+    if let failure = try? JSONDecoder().decode(EtcdFailure.self, from: Data(answer.body)) {
+      return (failure.code, failure.message ?? failure.error ?? status)
+    }
     let text = String(decoding: answer.body.prefix(300), as: UTF8.self)
     // etcd's gateway takes no certificate with a name while users are on: it could be taken for one of them.
     let hint = text.contains("CommonName") ? "; use a client certificate without CN in its subject" : ""
     let line = text.prefix { !$0.isNewline }
-    return EtcdFailure(message: line.isEmpty ? nil : "HTTP status \(answer.status): \(line)\(hint)")
+    return (nil, line.isEmpty ? status : "\(status): \(line)\(hint)")
   }
 
   private func failure(_ answer: HTTPSCalls.Answer, _ endpoint: String) -> ArbitrationError {
-    let reason = reason(answer)
-    let text = reason.message ?? reason.error ?? "HTTP status \(answer.status)"
     if answer.status == 404 {
       return ArbitrationError(.failed, "\(endpoint) knows no /v3: it is not etcd 3.4 or later")
     }
-    let (permissionDenied, unauthenticated, invalidArgument) = (7, 16, 3)
-    if [permissionDenied, unauthenticated].contains(reason.code ?? -1)
-      || reason.code == invalidArgument && configuration.user == nil && text.contains("user name is empty")
+    let (code, text) = reason(answer)
+    let (permissionDenied, invalidArgument) = (7, 3)
+    if code == permissionDenied || code == Self.unauthenticated
+      || code == invalidArgument && configuration.user == nil && text.contains("user name is empty")
     {
       let who = configuration.user.map { "user '\($0)'" } ?? "a client without a user (set witness-user)"
       return ArbitrationError(.refused, "\(endpoint) refuses \(who): \(text)")
@@ -136,9 +140,8 @@ public final class EtcdWitness: Sendable {
     }
     let answer = try calls.post("\(endpoint)/v3/auth/authenticate", body: body, authorization: nil)
     guard answer.status == 200 else {
-      let reason = reason(answer)
-      let text = reason.message ?? reason.error ?? "HTTP status \(answer.status)"
       guard (400..<500).contains(answer.status) else { throw failure(answer, endpoint) }
+      let text = reason(answer).text
       throw ArbitrationError(.refused, "\(endpoint) refuses user '\(user)' with the password of \(file): \(text)")
     }
     guard let token = try? JSONDecoder().decode(EtcdToken.self, from: Data(answer.body)).token else {

@@ -44,7 +44,7 @@ public struct FenceAgent: Sendable {
     } catch let error as ArbitrationError { why = error.text }
     // Whatever "off" said: only the status proves it.
     for look in 0..<Self.looksMax {
-      if look > 0 { pause() }
+      if look > 0 { HostThread.sleep(for: .seconds(1)) }
       do {
         let result = try run("status", options, Self.statusMax)
         let power = Power(result)
@@ -72,8 +72,6 @@ public struct FenceAgent: Sendable {
     case nil: throw ArbitrationError(.failed, "\(configuration.agent) for \(target): \(Self.lastLine(result))")
     }
   }
-
-  private func pause() { _ = Monitor(false).wait(timeout: .seconds(1)) { $0 ? true : nil } }
 
   private func readOptions() throws -> String {
     let text = try SecretFile.read(configuration.optionsFile)

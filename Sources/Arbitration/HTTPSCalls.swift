@@ -20,7 +20,7 @@ final class HTTPSCalls: Sendable {
   }
 
   /// A handle belongs to one call at a time; libcurl asks for no more.
-  private struct Handle: @unchecked Sendable { let pointer: OpaquePointer }
+  private struct Handle: @unchecked Sendable { let pointer: UnsafeMutableRawPointer }
   private final class Output { var bytes: [UInt8] = [] }
 
   private let witness: WitnessConfiguration
@@ -29,7 +29,7 @@ final class HTTPSCalls: Sendable {
   init(_ witness: WitnessConfiguration) { self.witness = witness }
 
   deinit {
-    for handle in idle.withLock({ $0 }) { curl_easy_cleanup(UnsafeMutableRawPointer(handle.pointer)) }
+    for handle in idle.withLock({ $0 }) { curl_easy_cleanup(handle.pointer) }
   }
 
   /// Once for the process, before threads use it.
@@ -39,7 +39,7 @@ final class HTTPSCalls: Sendable {
   func post(_ url: String, body: [UInt8], authorization: String?) throws -> Answer {
     guard Self.isReady else { throw ArbitrationError(.failed, "libcurl cannot be used") }
     let handle = try take()
-    let curl = UnsafeMutableRawPointer(handle.pointer)
+    let curl = handle.pointer
     curl_easy_reset(curl)
     var headers = curl_slist_append(nil, "Content-Type: application/json")
     if let authorization { headers = curl_slist_append(headers, "Authorization: \(authorization)") }
@@ -120,7 +120,7 @@ final class HTTPSCalls: Sendable {
   private func take() throws -> Handle {
     if let handle = idle.withLock({ $0.popLast() }) { return handle }
     guard let pointer = curl_easy_init() else { throw ArbitrationError(.failed, "libcurl has no memory") }
-    return Handle(pointer: OpaquePointer(pointer))
+    return Handle(pointer: pointer)
   }
 
   private func give(_ handle: Handle) {
@@ -129,6 +129,6 @@ final class HTTPSCalls: Sendable {
       idle.append(handle)
       return true
     }
-    if !isKept { curl_easy_cleanup(UnsafeMutableRawPointer(handle.pointer)) }
+    if !isKept { curl_easy_cleanup(handle.pointer) }
   }
 }

@@ -31,9 +31,8 @@
 #endif
 
 // fuse_file_info of libfuse 3.14 has no bit for parallel direct writes, so the reply to open is made by hand.
-static inline int vmha_reply_open(fuse_req_t request, uint64_t handle) {
+static inline int vmha_reply_open(fuse_req_t request) {
   struct fuse_open_out out = {0};
-  out.fh = handle;
   out.open_flags = FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES;
   struct iovec part = {&out, sizeof out};
   return fuse_reply_iov(request, &part, 1);
@@ -59,7 +58,7 @@ static inline void vmha_fill_attributes(const struct stat *from, uint64_t node, 
 
 // The same for create: entry and open reply in one.
 static inline int vmha_reply_create(fuse_req_t request, uint64_t node, const struct stat *attributes,
-                                    uint32_t valid_seconds, uint64_t handle) {
+                                    uint32_t valid_seconds) {
   struct {
     struct fuse_entry_out entry;
     struct fuse_open_out open;
@@ -69,7 +68,6 @@ static inline int vmha_reply_create(fuse_req_t request, uint64_t node, const str
   out.entry.entry_valid = valid_seconds;
   out.entry.attr_valid = valid_seconds;
   vmha_fill_attributes(attributes, node, &out.entry.attr);
-  out.open.fh = handle;
   out.open.open_flags = FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES;
   struct iovec part = {&out, sizeof out};
   return fuse_reply_iov(request, &part, 1);

@@ -8,9 +8,9 @@ struct ClusterSetCommand: ToolCommand {
       Settings: detection=TIME (a silent node is lost after it), pulse=TIME (between heartbeats), boot-wait=TIME (a node \
       that boots alone waits this long for the other), boot-policy=arbiter|wait, arbiter=witness|fence|witness+fence|wait|\
       policy=none|policy=ping (who lets a node go on alone: docs/operating/arbiters.md), force-after=TIME|off (after a \
-      power cut of both nodes, a copy that waits so long for the other one is started by force; can split), split-policy=ask|keep-preferred (whose copy of a SPLIT \
-      VM goes on by itself: docs/operating/split.md), scrub=TIME|off (both copies are \
-      compared this often), scrub-rate=NUMBER (MiB a second that it may read). \
+      power cut of both nodes, a copy that waits so long for the other one is started by force; can split), \
+      split-policy=ask|keep-preferred (whose copy of a SPLIT VM goes on by itself: docs/operating/split.md), \
+      scrub=TIME|off (both copies are compared this often), scrub-rate=NUMBER (MiB a second that it may read). \
       TIME is a whole number with ms, s, m, h or d: 5s, 250ms, 7d.
 
       For the witness (etcd): witness-endpoints=URL[,URL], witness-ca=FILE, witness-certificate=FILE, witness-key=FILE, \
@@ -95,11 +95,9 @@ struct ClusterSetCommand: ToolCommand {
       case let name where Self.arbiterSettings.contains(name):
         changes.arbiterSettings = (changes.arbiterSettings ?? [:]).merging([name: parts[1]]) { $1 }
       case "boot-policy": changes.bootPolicy = try oneOf(["arbiter", "wait"], setting, parts[1])
-      case "force-after":
-        changes.forceAfterSeconds = try parts[1] == "off" ? 0 : milliseconds(setting, parts[1]) / 1000
+      case "force-after": changes.forceAfterSeconds = try secondsOrOff(setting, parts[1])
       case "split-policy": changes.splitPolicy = try oneOf(["ask", "keep-preferred"], setting, parts[1])
-      case "scrub":
-        changes.scrubIntervalSeconds = try parts[1] == "off" ? 0 : milliseconds(setting, parts[1]) / 1000
+      case "scrub": changes.scrubIntervalSeconds = try secondsOrOff(setting, parts[1])
       case "scrub-rate":
         guard let rate = Int(parts[1]), (1...10_240).contains(rate) else {
           throw ValidationError("'\(setting)' has no number of MiB a second, 1 to 10240.")
@@ -107,9 +105,8 @@ struct ClusterSetCommand: ToolCommand {
         changes.scrubRateMiB = rate
       default:
         throw ValidationError(
-          "There is no setting '\(parts[0])': detection, pulse, boot-wait, boot-policy, force-after, split-policy, scrub, scrub-rate, "
-            + "arbiter, "
-            + Self.arbiterSettings.joined(separator: ", ") + ".")
+          "There is no setting '\(parts[0])': detection, pulse, boot-wait, boot-policy, force-after, split-policy, "
+            + "scrub, scrub-rate, arbiter, " + Self.arbiterSettings.joined(separator: ", ") + ".")
       }
     }
     return changes
@@ -126,6 +123,11 @@ struct ClusterSetCommand: ToolCommand {
       throw ValidationError("'\(setting)' is not possible: \(allowed.joined(separator: " or ")).")
     }
     return value
+  }
+
+  /// 0 = off.
+  private func secondsOrOff(_ setting: String, _ value: String) throws -> Int {
+    try value == "off" ? 0 : milliseconds(setting, value) / 1000
   }
 
   private func milliseconds(_ setting: String, _ value: String) throws -> Int {

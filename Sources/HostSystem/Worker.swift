@@ -47,6 +47,9 @@ public final class HostThread: @unchecked Sendable {
 
   /// Waits for the end of a thread that was started with `detached: false`. Once only.
   public func join() { pthread_join(handle, nil) }
+
+  /// Blocks the calling thread for so long; no signal ends it earlier.
+  public static func sleep(for time: Duration) { _ = Monitor(false).wait(timeout: time) { $0 ? true : nil } }
 }
 
 /// A named thread with a bounded queue: events come from anywhere, the handler runs one at a time, in order.

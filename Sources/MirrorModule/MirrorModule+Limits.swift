@@ -30,7 +30,6 @@ extension MirrorModule {
   mutating func clearLimits() {
     if limits.stopped != nil { blockedBy = nil }
     changeLimits { $0 = ModuleLimits() }
-    losses = []
     flapEnds()
     timers[.takeover] = nil
     if phase == .alone { timers[.reconnect] = nil }
@@ -79,13 +78,13 @@ extension MirrorModule {
   }
 
   mutating func stopRestarting(_ why: String) {
-    let onBoth = hasPeerGivenUp ? "here and on \(settings.peerName)" : "here"
-    let hope = hasPeerGivenUp ? "" : "; \(settings.peerName) tries as soon as it is in sync"
+    let isOver = hasPeerGivenUp
+    let onBoth = isOver ? "here and on \(settings.peerName)" : "here"
+    let hope = isOver ? "" : "; \(settings.peerName) tries as soon as it is in sync"
     let text =
       "the guest stays off: \(why), and the restarts \(onBoth) are used up (\(allowed))\(hope). "
       + "Mend the guest, then: vmha start \(settings.module)"
     blockedBy = text
-    let isOver = hasPeerGivenUp
     changeLimits { limits in
       limits.stopped = text
       // So long ago that it may try again.
@@ -112,16 +111,18 @@ extension MirrorModule {
 
   // MARK: takeovers
 
+  private var recentTakeovers: [Instant] { limits.takeovers.filter { isWithin(MirrorSettings.takeoverWindow, $0) } }
+
   /// R4 was done by a node that did not write last: the guest moved without anybody's wish.
   mutating func countTakeover() {
-    let recent = limits.takeovers.filter { isWithin(MirrorSettings.takeoverWindow, $0) }
+    let recent = recentTakeovers
     changeLimits { [now] in $0.takeovers = Array((recent + [now]).suffix(MirrorSettings.takeoversMax)) }
   }
 
   /// The module has moved too often: it stays where it is unless the other node stays lost. Nobody asks later than it would by
   /// another minute, and nobody earlier.
   mutating func leavesItThere(_ record: DurableRecord) -> Bool {
-    let recent = limits.takeovers.filter { isWithin(MirrorSettings.takeoverWindow, $0) }
+    let recent = recentTakeovers
     guard !record.wroteLast, recent.count >= MirrorSettings.takeoversMax else { return false }
     armOnce(.takeover, after: MirrorSettings.takeoverPause)
     if let due = timers[.takeover], due <= now { return false }
@@ -134,16 +135,18 @@ extension MirrorModule {
 
   // MARK: sessions that come and go
 
+  private var recentLosses: [Instant] { losses.filter { isWithin(MirrorSettings.flapWindow, $0) } }
+
   /// A session in which this node was the primary, or the source of a resync, was lost.
   mutating func countLoss() {
     timers[.stable] = nil
-    losses = losses.filter { isWithin(MirrorSettings.flapWindow, $0) } + [now]
+    losses = recentLosses + [now]
     if losses.count > MirrorSettings.flapCountMax { losses.removeFirst() }
   }
 
   /// Alone with its right: the copy may come back a little later. Whoever waits or is frozen always connects at once.
   mutating func reconnect() {
-    let recent = losses.filter { isWithin(MirrorSettings.flapWindow, $0) }
+    let recent = recentLosses
     guard phase == .alone, recent.count >= MirrorSettings.flapsBeforePause else { return engine(.connect) }
     if isConnecting { engine(.endSession) }
     let doublings = recent.count - MirrorSettings.flapsBeforePause
@@ -163,14 +166,13 @@ extension MirrorModule {
   }
 
   mutating func becameStable() {
-    timers[.stable] = nil
-    losses = []
     if isFlapping { note("the session with \(settings.peerName) is stable again", .notice) }
-    isFlapping = false
+    flapEnds()
   }
 
   private mutating func flapEnds() {
     timers[.stable] = nil
+    losses = []
     isFlapping = false
   }
 

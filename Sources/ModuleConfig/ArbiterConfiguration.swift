@@ -157,10 +157,7 @@ extension Values {
   static func endpoint(_ text: String) -> String? {
     guard let scheme = ["https://", "http://"].first(where: text.hasPrefix) else { return nil }
     let place = text.dropFirst(scheme.count)
-    let isPlain = place.unicodeScalars.allSatisfy { scalar in
-      ("0"..."9").contains(scalar) || ("a"..."z").contains(scalar) || ("A"..."Z").contains(scalar)
-        || ".-:[]_".unicodeScalars.contains(scalar)
-    }
+    let isPlain = place.unicodeScalars.allSatisfy { isAlphanumeric($0) || ".-:[]_".unicodeScalars.contains($0) }
     guard isPlain, !place.isEmpty, text.utf8.count <= 256, let colon = place.lastIndex(of: ":"),
       colon > place.startIndex, let port = Int(place[place.index(after: colon)...]), (1...65535).contains(port)
     else { return nil }

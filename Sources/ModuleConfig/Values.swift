@@ -21,7 +21,7 @@ enum Values {
     else { return nil }
     return text
   }
-  private static func isAlphanumeric(_ scalar: Unicode.Scalar) -> Bool {
+  static func isAlphanumeric(_ scalar: Unicode.Scalar) -> Bool {
     ("0"..."9").contains(scalar) || ("a"..."z").contains(scalar) || ("A"..."Z").contains(scalar)
   }
 

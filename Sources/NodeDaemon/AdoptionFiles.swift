@@ -33,6 +33,9 @@ enum AdoptionFiles {
     return "/" + above
   }
 
+  /// Its last part.
+  static func name(of path: String) -> String { path.split(separator: "/").last.map(String.init) ?? "" }
+
   // MARK: Within one mount
 
   /// Done already, or not there and optional: nothing happens. Both there: refused.
@@ -58,8 +61,8 @@ enum AdoptionFiles {
   // MARK: Across mounts
 
   /// Copies contents, holes, owner, mode and times. Not extended attributes: security labels and the owner at run time are set by
-  /// libvirt at each start of the guest. `progress` gets the bytes done so far; what it
-  /// throws ends the copy, and nothing of it stays.
+  /// libvirt at each start of the guest. `progress` gets the bytes done so far; what it throws ends the copy, and nothing
+  /// of it stays.
   static func copy(_ move: AdoptionMove, progress: (UInt64) throws -> Void) throws {
     guard let source = try status(move.from) else {
       if move.isOptional { return }

@@ -241,7 +241,7 @@ struct AdoptionPlanner {
         if case .copy = step { copied += min(file.allocatedBytes, file.bytes) }
       case .seedPeer(let seeding):
         for seed in seeding.seeds where !seed.isCopied {
-          let name = seed.move.from.split(separator: "/").last.map(String.init) ?? ""
+          let name = AdoptionFiles.name(of: seed.move.from)
           thereAlready += peer?.seed?.files[name].map { min($0.allocatedBytes, $0.bytes) } ?? 0
         }
       default: break

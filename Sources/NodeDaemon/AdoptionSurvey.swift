@@ -162,7 +162,7 @@ struct AdoptionSurvey: Sendable {
   }
 
   func placeFacts(_ path: String, mounts: MountTable) throws -> PlaceFacts {
-    let name = path.split(separator: "/").last.map(String.init) ?? ""
+    let name = AdoptionFiles.name(of: path)
     let above = Self.resolved(AdoptionFiles.parent(path))
     if mounts.isMounted(at: above == "/" ? "/\(name)" : "\(above)/\(name)") { return .mounted }
     guard let status = try AdoptionFiles.status(path) else { return .absent }

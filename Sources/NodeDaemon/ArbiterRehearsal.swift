@@ -99,8 +99,7 @@ final class ArbiterRehearsal {
 
   /// The register of one module, against what its core knows.
   func look(at runner: ModuleRunner, _ etcd: EtcdWitness) {
-    let state = runner.status.state
-    guard state != .stop else { return }
+    guard runner.status.state != .stop else { return }
     attempt("register", module: runner.module.text) {
       let reading = try etcd.read(etcd.key(of: runner.module))
       if let why = runner.witnessObjection(reading) { throw ArbitrationError(.failed, why) }

@@ -37,17 +37,16 @@ extension Daemon {
 
   func arbiterText(_ cluster: ClusterConfiguration) -> String {
     let seconds = secondsText(cluster.detection)
+    let etcd = "etcd at \(cluster.witness?.endpoints.joined(separator: ", ") ?? "-") decides who goes on"
     return switch cluster.arbiter {
     case .policyNone: "policy=none: goes on alone \(seconds) after the other node fell silent; can split"
     case .policyPing:
       "policy=ping: goes on alone \(seconds) after the other node fell silent if "
         + "\(cluster.pingAddresses.joined(separator: " or ")) answers; can split"
     case .wait: "wait: freezes until the other node consents or the operator decides"
-    case .witness: "witness: etcd at \(cluster.witness?.endpoints.joined(separator: ", ") ?? "-") decides who goes on"
+    case .witness: "witness: \(etcd)"
     case .fence: "fence: goes on alone when the other node's power is proven off"
-    case .witnessAndFence:
-      "witness+fence: etcd at \(cluster.witness?.endpoints.joined(separator: ", ") ?? "-") decides who goes on, and "
-        + "the other node's power must be proven off"
+    case .witnessAndFence: "witness+fence: \(etcd), and the other node's power must be proven off"
     }
   }
 

@@ -92,7 +92,7 @@ extension Daemon {
       }
       runner.stopVerify()
       runner.askEngineForReport()
-      sleep(for: .milliseconds(50))
+      HostThread.sleep(for: .milliseconds(50))
     }
     runner.askEngineForReport()
     guard isInSyncPrimary(runner.status), case .both(let session)? = runner.engineReport?.policy else {
@@ -104,8 +104,6 @@ extension Daemon {
       VerifyRequest(id: id, session: session, repairs: repairs, bytesPerSecondMax: bytesPerSecondMax))
   }
 
-  private func sleep(for time: Duration) { _ = Monitor(false).wait(timeout: time) { $0 ? true : nil } }
-
   // MARK: the operation
 
   /// Tells the operation how far it is until it is over, on whichever node it goes on.
@@ -115,7 +113,7 @@ extension Daemon {
     var hasBegun = false
     while true {
       if isHere { runner.askEngineForReport() }
-      sleep(for: Self.verificationLookEvery)
+      HostThread.sleep(for: Self.verificationLookEvery)
       let view = snapshot()
       let peer = view.peerReports[runner.module]
       let now = monotonicNow()
@@ -147,7 +145,7 @@ extension Daemon {
     guard result.complete || result.differingCount > 0 else { return }
     let deadline = monotonicNow() + Self.verificationRecordMax
     while monotonicNow() < deadline, verification(of: runner).record.last != result {
-      sleep(for: .milliseconds(50))
+      HostThread.sleep(for: .milliseconds(50))
     }
   }
 

@@ -139,7 +139,7 @@ public final class SeedJobs: Sendable {
     let parent = AdoptionFiles.parent(backing)
     let isOwn = backing == ModuleConfiguration.backingDirectory(of: seeding.name, in: parent)
     for seed in seeding.seeds {
-      let name = seed.move.to.split(separator: "/").last.map(String.init) ?? ""
+      let name = AdoptionFiles.name(of: seed.move.to)
       guard isOwn, seed.move.to == "\(backing)/\(name)", ![".", ".."].contains(name),
         seed.move.from.hasPrefix("/"), !MountTable.covers(backing, seed.move.from)
       else {

@@ -104,13 +104,17 @@ extension Engine {
   }
 
   private func endSession() {
+    disconnect(saying: "ended by its module")
+    emit(.sessionEnded)
+  }
+
+  private func disconnect(saying why: String) {
     let session = state.withLock { state in
       state.isConnecting = false
       return state.session
     }
     connector?.want(false)
-    if let session { _ = end(session.id, saying: "ended by its module") }
-    emit(.sessionEnded)
+    if let session { _ = end(session.id, saying: why) }
   }
 
   private func send(_ bytes: [UInt8], _ id: SessionID) throws {
@@ -382,12 +386,7 @@ extension Engine {
 
   /// `exit`: nothing is left mounted, whoever still uses it.
   private func leave() {
-    let session = state.withLock { state in
-      state.isConnecting = false
-      return state.session
-    }
-    connector?.want(false)
-    if let session { _ = end(session.id, saying: "the engine exits") }
+    disconnect(saying: "the engine exits")
     kept.giveUp()
     do { try unmount(force: true) } catch { Log.note("\(error)") }
     Log.note("exits, as told")
@@ -403,9 +402,7 @@ extension Engine {
     commands.withLock { _ in
       if isMounted, !kept.isAdoptable { return "the mount would end with it; swap or stop the module first" }
       if !mirror.drain(within: Self.makeRoomTimeout) { Log.note("requests wait; the next engine gets them") }
-      let session = state.withLock { $0.session }
-      connector?.want(false)
-      if let session { _ = end(session.id, saying: "the engine is replaced") }
+      disconnect(saying: "the engine is replaced")
       Log.note("makes room for the next engine")
       // As in a crash, at a better moment: nothing is unmounted, nobody waits for other threads.
       Glibc._exit(0)

@@ -126,10 +126,11 @@ extension FileServer {
       let name = try checked(name)
       let folder = try nodes.node(parent)
       let object = OwnedDescriptor(try Backing.lookUp(folder.descriptor, name.bytes))
-      let number = UInt64(try Backing.status(object.number).st_ino)
+      let status = try Backing.status(object.number)
+      let number = UInt64(status.st_ino)
       let record = KeptChange(kind: .remove, folder: parent, object: number, name: name.bytes)
       return try recorded(request, record) { () throws(Errno) in
-        try losingName(object) { () throws(Errno) in
+        try losingName(object, status) { () throws(Errno) in
           try Backing.remove(folder.descriptor, name.bytes, isFolder: isFolder)
         }
         let operation: FileOperation =

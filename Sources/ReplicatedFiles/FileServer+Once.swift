@@ -71,15 +71,18 @@ extension FileServer {
     }
   }
 
-  /// Number of the object under a name; nil = there is none.
-  func numberOf(_ name: [UInt8], in folder: Node) throws(Errno) -> UInt64? {
-    do throws(Errno) {
-      let found = OwnedDescriptor(try Backing.lookUp(folder.descriptor, name))
-      return UInt64(try Backing.status(found.number).st_ino)
-    } catch {
+  /// The object under a name; nil = there is none.
+  private func object(_ name: [UInt8], in folder: Node) throws(Errno) -> OwnedDescriptor? {
+    do throws(Errno) { return OwnedDescriptor(try Backing.lookUp(folder.descriptor, name)) } catch {
       if error.code == ENOENT { return nil }
       throw error
     }
+  }
+
+  /// Number of the object under a name; nil = there is none.
+  func numberOf(_ name: [UInt8], in folder: Node) throws(Errno) -> UInt64? {
+    guard let found = try object(name, in: folder) else { return nil }
+    return UInt64(try Backing.status(found.number).st_ino)
   }
 
   func hasAttribute(_ node: Node, _ name: [UInt8]) throws(Errno) -> Bool {
@@ -95,8 +98,7 @@ extension FileServer {
   // MARK: the last name of an object
 
   /// `body` takes a name away. If it is the last one the keeper holds the object beforehand: it may be open.
-  func losingName(_ object: OwnedDescriptor, _ body: () throws(Errno) -> Void) throws(Errno) {
-    let status = try Backing.status(object.number)
+  func losingName(_ object: OwnedDescriptor, _ status: stat, _ body: () throws(Errno) -> Void) throws(Errno) {
     let number = UInt64(status.st_ino)
     guard status.st_mode & S_IFMT == S_IFDIR || status.st_nlink <= 1, (try? nodes.node(number)) != nil else {
       return try body()
@@ -111,13 +113,10 @@ extension FileServer {
   func replacing(
     _ name: FileName, in folder: Node, _ flags: RenameFlags, _ body: () throws(Errno) -> Void
   ) throws(Errno) {
-    guard flags.isDisjoint(with: [.exchange, .noReplace]) else { return try body() }
-    let target: OwnedDescriptor
-    do throws(Errno) { target = OwnedDescriptor(try Backing.lookUp(folder.descriptor, name.bytes)) } catch {
-      guard error.code == ENOENT else { throw error }
+    guard flags.isDisjoint(with: [.exchange, .noReplace]), let target = try object(name.bytes, in: folder) else {
       return try body()
     }
-    try losingName(target, body)
+    try losingName(target, try Backing.status(target.number), body)
   }
 
   // MARK: going on with another process's mount
@@ -176,11 +175,7 @@ extension FileServer {
 
   private func takeBack(_ change: KeptChange) throws(Errno) {
     let folder = try nodes.node(change.folder)
-    let found: OwnedDescriptor
-    do throws(Errno) { found = OwnedDescriptor(try Backing.lookUp(folder.descriptor, change.name)) } catch {
-      if error.code == ENOENT { return }
-      throw error
-    }
+    guard let found = try object(change.name, in: folder) else { return }
     let status = try Backing.status(found.number)
     // Never anything but what was just made: of this type, and empty.
     guard status.st_mode & S_IFMT == change.type, change.type != S_IFREG || status.st_size == 0,

@@ -40,7 +40,7 @@ extension FileServer {
       // O_DIRECT would need aligned buffers; appending is the kernel's work; truncating comes as a request of its own.
       _ = try node.file(writing: flags & O_ACCMODE != O_RDONLY)
       node.opened()
-      if vmha_reply_open(request.raw, 0) == -ENOENT { node.closed() }
+      if vmha_reply_open(request.raw) == -ENOENT { node.closed() }
     } catch { fail(request, error) }
   }
 

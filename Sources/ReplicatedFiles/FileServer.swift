@@ -76,7 +76,7 @@ final class FileServer: Sendable {
       // The kernel gave the request up: it will never forget what it never got.
       if fuse_reply_entry(request.raw, &entry) == -ENOENT { forget(node.number, count: 1) }
     case .created(let node, var status):
-      let code = vmha_reply_create(request.raw, node.number, &status, kernelCacheSeconds, 0)
+      let code = vmha_reply_create(request.raw, node.number, &status, kernelCacheSeconds)
       if code == -ENOENT {
         node.closed()
         forget(node.number, count: 1)

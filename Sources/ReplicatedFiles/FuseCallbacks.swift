@@ -7,13 +7,15 @@ let requestBytesMax = 1 << 20
 /// Asynchronous requests the kernel keeps in flight at most; it bounds what a frozen mount can hold in memory.
 let backgroundRequestsMax: UInt32 = 64
 
-/// A buffer of this thread for what a read answers.
-private let scratchKey: pthread_key_t = {
+private func threadKey(_ destroy: (@convention(c) (UnsafeMutableRawPointer?) -> Void)?) -> pthread_key_t {
   var key = pthread_key_t()
-  let code = pthread_key_create(&key) { free($0) }
+  let code = pthread_key_create(&key, destroy)
   precondition(code == 0, "no thread-local storage left")
   return key
-}()
+}
+
+/// A buffer of this thread for what a read answers.
+private let scratchKey = threadKey { free($0) }
 
 private func scratch() -> UnsafeMutableRawBufferPointer {
   if let memory = pthread_getspecific(scratchKey) {
@@ -30,12 +32,7 @@ private func bytes(_ text: UnsafePointer<CChar>?) -> [UInt8] {
 }
 
 /// The kernel's number of the request this thread is at: libfuse does not tell.
-private let numberKey: pthread_key_t = {
-  var key = pthread_key_t()
-  let code = pthread_key_create(&key, nil)
-  precondition(code == 0, "no thread-local storage left")
-  return key
-}()
+private let numberKey = threadKey(nil)
 
 /// Before a request, as read from the kernel, is processed on this thread.
 func noteRequest(_ bytes: UnsafeMutableRawBufferPointer) {

@@ -30,9 +30,9 @@ final class FuseMount: @unchecked Sendable {
   let outlivesProcess: Bool
   private let session: OpaquePointer
   private let device: Int32
-  private let threads: Mutex<[HostThread]>
+  private let threads = Mutex<[HostThread]>([])
   private let whenEnded: @Sendable () -> Void
-  private let running: Mutex<Int>
+  private let running = Mutex<Int>(0)
 
   /// Mounts. `whenEnded` is called once, on a thread of the mount, when the kernel's connection is gone, whoever ended it.
   /// With a keeper and a kernel that can hand requests out again (6.9) the connection outlives this process, unless
@@ -75,8 +75,6 @@ final class FuseMount: @unchecked Sendable {
     self.session = session
     self.device = device
     self.connection = connection
-    threads = Mutex([])
-    running = Mutex(0)
   }
 
   /// Goes on with the mount of a process that is dead: libfuse is told again what the kernel said at first, and the kernel is asked
@@ -100,8 +98,6 @@ final class FuseMount: @unchecked Sendable {
     self.device = device
     connection = server.kept.connection
     outlivesProcess = true
-    threads = Mutex([])
-    running = Mutex(0)
   }
 
   private static func makeSession(server: FileServer, device: Int32) throws(EngineError) -> OpaquePointer {
@@ -146,12 +142,14 @@ final class FuseMount: @unchecked Sendable {
 
   private static func process(_ request: [UInt8], _ session: OpaquePointer) {
     var request = request
-    request.withUnsafeMutableBytes { bytes in
-      var buffer = fuse_buf()
-      buffer.mem = bytes.baseAddress
-      buffer.size = bytes.count
-      fuse_session_process_buf(session, &buffer)
-    }
+    request.withUnsafeMutableBytes { process($0, session) }
+  }
+
+  private static func process(_ request: UnsafeMutableRawBufferPointer, _ session: OpaquePointer) {
+    var buffer = fuse_buf()
+    buffer.mem = request.baseAddress
+    buffer.size = request.count
+    fuse_session_process_buf(session, &buffer)
   }
 
   /// Starts serving. Answers when the threads run.
@@ -170,11 +168,8 @@ final class FuseMount: @unchecked Sendable {
     while fuse_session_exited(session) == 0 {
       // nil: unmounted; an error: the connection was aborted.
       guard let bytes = (try? memory.receive(device)) ?? nil else { break }
-      var buffer = fuse_buf()
-      buffer.mem = bytes.baseAddress
-      buffer.size = bytes.count
       noteRequest(bytes)
-      fuse_session_process_buf(session, &buffer)
+      FuseMount.process(bytes, session)
     }
     fuse_session_exit(session)
     let isLast = running.withLock { count in

@@ -32,7 +32,7 @@ public enum Met: Int, CaseIterable, Sendable {
     return text
   }
 
-  /// nil-free rule: what a campaign of this arbiter must meet.
+  /// What a campaign of this arbiter must meet.
   public func isExpected(of arbiter: ArbiterPolicy) -> Bool {
     switch self {
     case .rightByWitness, .witnessUnreachable, .witnessSetBack, .witnessEmptied, .witnessRequestLost,
@@ -52,7 +52,6 @@ public enum Met: Int, CaseIterable, Sendable {
 struct Coverage {
   private(set) var times = [Int](repeating: 0, count: Met.allCases.count)
   mutating func meet(_ what: Met) { times[what.rawValue] += 1 }
-  func count(_ what: Met) -> Int { times[what.rawValue] }
 }
 
 extension World {

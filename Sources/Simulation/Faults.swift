@@ -3,11 +3,9 @@ import Model
 
 /// A run of random faults, then everything is healed and the module must come back.
 struct RandomRun {
-  let seed: UInt64
   let world: World
 
   init(seed: UInt64, arbiter: ArbiterPolicy) {
-    self.seed = seed
     var random = Random(state: seed ^ 0x5eed)
     var options = World.Options()
     options.seed = seed

@@ -22,7 +22,7 @@ final class Session {
   var queues: [[Frame]] = [[], []]
   private var isPumping = [false, false]
 
-  init(_ id: SessionID, at now: Int64) { self.id = id }
+  init(_ id: SessionID) { self.id = id }
 
   func send(_ frame: Frame, from node: SimNode) {
     queues[node.index].append(frame)

@@ -141,7 +141,6 @@ final class SimDaemon {
   private func startEngine() {
     node.after(world.delay(50, 20...400)) { [weak self] in
       guard let self, self.node.daemon === self else { return }
-      if self.node.engineStartFails { return self.deliver(.engineGone(why: "exit status 1")) }
       if self.node.engine == nil { self.node.engine = SimEngine(self.node) }
       self.node.engine?.attach(self)
     }

@@ -50,7 +50,6 @@ final class SimEngine {
 
   // Of the replica (`SimReplica`).
   var unsaid: [UInt64] = []
-  var isReplicaWorking = false
 
   var world: World { node.world }
   var policy: AcknowledgePolicy { machine.policy }
@@ -357,7 +356,6 @@ final class SimEngine {
   }
 
   private func closeSession() {
-    guard session != nil else { return }
     hangUp()
     fallBack()
   }
@@ -406,8 +404,6 @@ final class SimEngine {
     tell(.sessionLost(lost.id, policy: policy, why: why))
     world.planConnection()
   }
-
-  func forgiveSilence() {}
 
   /// Engine.tick
   func lookForSilence() {

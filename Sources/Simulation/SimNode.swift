@@ -33,7 +33,6 @@ final class SimNode {
   var persistFails = false
   var archiveFails = false
   var guestStartFails = false
-  var engineStartFails = false
   var suspendFails = false { didSet { if oldValue { suspendsSince = world.now } } }
   private(set) var suspendsSince: Int64 = 0
   var fenceFails = false
@@ -134,7 +133,6 @@ final class SimNode {
     thawedAt = world.now
     // A stall of its own must not make a daemon believe that its peer is gone.
     daemon?.forgiveSilence()
-    engine?.forgiveSilence()
     let late = deferred
     deferred = []
     for run in late { after(.zero, run) }
@@ -179,7 +177,7 @@ final class SimGuest {
     guard node.guest === self, inFlight == 0 else { return }
     let world = node.world
     for number in 0..<(world.options.isCalm ? 1 : 1 + world.random.below(Self.inFlightMax)) {
-      guard !world.options.isCalm, number > 0 else {
+      guard number > 0 else {
         issue()
         continue
       }

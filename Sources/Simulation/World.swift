@@ -160,7 +160,7 @@ final class World {
     after(delay(30, 5...300)) { [unowned self] in
       connectionPlanned = false
       guard mayConnect, let a = nodes[0].engine, let b = nodes[1].engine else { return }
-      let session = Session(SessionID(rawValue: random.next()), at: now)
+      let session = Session(SessionID(rawValue: random.next()))
       a.begin(session)
       b.begin(session)
     }
@@ -204,7 +204,7 @@ final class World {
       if node.daemon?.core.durableRecord == nil { node.killDaemon() }
       node.thaw()
       powerOn(node)
-      if node.daemon == nil { node.startDaemon() }
+      node.startDaemon()
     }
   }
 
@@ -212,12 +212,12 @@ final class World {
     guard let daemon = node.daemon, !node.isFrozen else { return }
     var version = max(nodes[0].wish.version, nodes[1].wish.version)
     switch verb {
-    case .start, .stop: version += 1
-    case .swap, .resolve: break
-    }
-    switch verb {
-    case .start: meet(.commandStart)
-    case .stop: meet(.commandStop)
+    case .start:
+      meet(.commandStart)
+      version += 1
+    case .stop:
+      meet(.commandStop)
+      version += 1
     case .swap: meet(.commandSwap)
     case .resolve: meet(.commandResolve)
     }

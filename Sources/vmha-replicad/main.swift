@@ -61,7 +61,7 @@ guard let kept else {
     try makeFolders(of: socket)
     let place = try ControlServer.open(path: socket)
     // Read once: a program that is installed over this one is what the next engine runs.
-    let program = try ownProgram()
+    let program = try runningProgram()
     exit(vmha_keep(program, CommandLine.unsafeArgv, place.listener, place.lock, restarts))
   } catch {
     Log.note("vmha-replicad: \(error)")
@@ -110,12 +110,4 @@ func makeFolders(of path: String) throws {
       throw HostError.system("mkdir", path: folder, errno: errno)
     }
   }
-}
-
-/// Path of the running program.
-func ownProgram() throws -> String {
-  var path = [CChar](repeating: 0, count: Int(PATH_MAX))
-  let count = readlink("/proc/self/exe", &path, path.count - 1)
-  guard count > 0 else { throw HostError.system("readlink", path: "/proc/self/exe", errno: errno) }
-  return String(decoding: path[..<count].map { UInt8(bitPattern: $0) }, as: UTF8.self)
 }

@@ -47,11 +47,7 @@ struct VmhaDaemon: AsyncParsableCommand {
   }
 
   private static func ownFolder() throws -> String {
-    var buffer = [CChar](repeating: 0, count: Int(PATH_MAX) + 1)
-    let length = readlink("/proc/self/exe", &buffer, Int(PATH_MAX))
-    guard length > 0 else { throw HostError.system("vmhad.self", path: "/proc/self/exe", errno: errno) }
-    let path = String(decoding: buffer.prefix(length).map { UInt8(bitPattern: $0) }, as: UTF8.self)
-    return path.split(separator: "/").dropLast().reduce("") { "\($0)/\($1)" }
+    try runningProgram().split(separator: "/").dropLast().reduce("") { "\($0)/\($1)" }
   }
 
   private static func endSignals() -> sigset_t {

@@ -2,6 +2,7 @@ import Foundation
 import HostSystem
 import Model
 import ModuleConfig
+import SecureLinks
 
 #if canImport(Glibc)
   import Glibc
@@ -90,20 +91,9 @@ final class EtcdServer {
   }
 
   private static func freePort() throws -> Int {
-    let socket = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
+    let socket = try SocketAddress("127.0.0.1", port: 0).boundSocket(type: SOCK_STREAM)
     defer { close(socket) }
-    var address = sockaddr_in()
-    address.sin_family = sa_family_t(AF_INET)
-    address.sin_addr.s_addr = in_addr_t(0x7f00_0001).bigEndian
-    var length = socklen_t(MemoryLayout<sockaddr_in>.size)
-    let port = withUnsafeMutablePointer(to: &address) { pointer in
-      pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { generic -> in_port_t in
-        guard bind(socket, generic, length) == 0, getsockname(socket, generic, &length) == 0 else { return 0 }
-        return generic.withMemoryRebound(to: sockaddr_in.self, capacity: 1) { $0.pointee.sin_port.bigEndian }
-      }
-    }
-    guard port > 0 else { throw Problem(description: "no free port") }
-    return Int(port)
+    return try SocketAddress.localPort(socket)
   }
 
   /// ca, server, client (its subject has no CN), another client that has one, and another CA that nobody trusts.

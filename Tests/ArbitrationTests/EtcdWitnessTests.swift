@@ -28,13 +28,6 @@ import Testing
     return EtcdWitness(configuration, cluster: "test")
   }
 
-  private func failure(_ work: () throws -> Void) -> ArbitrationError? {
-    do {
-      try work()
-      return nil
-    } catch { return error as? ArbitrationError ?? ArbitrationError(.failed, "another error: \(error)") }
-  }
-
   @Test func aRegisterIsMadeReadAndSwappedOnce() throws {
     let server = try EtcdServer()
     defer { server.stop() }

@@ -51,13 +51,6 @@ import Testing
     var fence: FenceAgent { FenceAgent(FenceConfiguration(agent: agent, optionsFile: options), target: "alpha") }
   }
 
-  private func failure(_ work: () throws -> Void) -> ArbitrationError? {
-    do {
-      try work()
-      return nil
-    } catch { return error as? ArbitrationError ?? ArbitrationError(.failed, "another error: \(error)") }
-  }
-
   @Test func offIsConfirmedByStatusAndSecretsGoThroughThePipeOnly() throws {
     let device = try Device()
     try device.fence.monitor()

@@ -95,7 +95,7 @@ extension AllLabs {
         for node in ["node1", "node2"] {
           try await lab.until("\(node) serves both guests", on: node, within: 60) { view in
             try Lab.guests.allSatisfy {
-              let own = try view.module($0).nodes.first { $0.node == node }
+              let own = try view.module($0).on(node)
               return own?.state == "ALONE" && own?.guest == "running"
             }
           }
@@ -165,7 +165,7 @@ extension AllLabs {
       for node in ["node1", "node2"] {
         let view = try await lab.view(node)
         for guest in Lab.guests {
-          branches["\(guest) on \(node)"] = try view.module(guest).nodes.first { $0.node == node }?.generation?.branch
+          branches["\(guest) on \(node)"] = try view.module(guest).on(node)?.generation?.branch
         }
       }
       #expect(branches["vm1 on node1"] != branches["vm1 on node2"])

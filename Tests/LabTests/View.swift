@@ -23,6 +23,7 @@ struct ClusterView: Decodable, Sendable {
     var split: Bool
     var nodes: [OnNode]
 
+    func on(_ node: String) -> OnNode? { nodes.first { $0.node == node } }
     /// Where it runs now.
     var primary: OnNode? { nodes.first { $0.current && ($0.state == "PRIM" || $0.state == "ALONE") } }
     /// Either node may be lost without harm.

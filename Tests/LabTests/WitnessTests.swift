@@ -17,7 +17,7 @@ extension Lab {
   func serving(_ guest: String) async throws -> [String] {
     var nodes: [String] = []
     for node in ["node1", "node2"] where try await run(["exec", node, "true"]).ok {
-      let own = try await view(node).module(guest).nodes.first { $0.node == node }
+      let own = try await view(node).module(guest).on(node)
       if let own, own.state == "ALONE" || own.state == "PRIM" && own.readiness == "ready" { nodes.append(node) }
     }
     return nodes
@@ -26,7 +26,7 @@ extension Lab {
   /// node2 takes vm1 over by the right that `arbiter` gave.
   func goesOn(_ arbiter: String) async throws {
     try await until("vm1 runs on node2", on: "node2", within: 60) {
-      let own = try $0.module("vm1").nodes.first { $0.node == "node2" }
+      let own = try $0.module("vm1").on("node2")
       return own?.state == "ALONE" && own?.guest == "running"
     }
     let log = try await vmha("node2", "log", "vm1").out
@@ -83,7 +83,7 @@ extension AllLabs.Split {
       try await lab.must("power-cut", "node1")
       for guest in Lab.guests {
         try await lab.until("\(guest) waits for the witness", on: "node2", within: 30) {
-          let own = try $0.module(guest).nodes.first { $0.node == "node2" }
+          let own = try $0.module(guest).on("node2")
           return own?.readiness == "blocked" && own?.sentence.contains("the witness does not answer") ?? false
         }
         #expect(try await lab.serving(guest) == [])

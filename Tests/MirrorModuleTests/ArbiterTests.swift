@@ -29,10 +29,7 @@ import Testing
 
   /// A second copy whose peer has just been lost, and what it did then.
   private func bereaved(_ record: DurableRecord, _ arbiter: ArbiterPolicy) -> (MirrorModule, [Directive]) {
-    var options = World.Options()
-    options.arbiter = arbiter
-    let world = World(options)
-    var core = MirrorModule(settings: world.nodes[0].settings)
+    var core = MirrorModule(settings: World.settings(arbiter))
     _ = core.handle(.loaded(record: record, wish: Wish(started: true, version: 1), guest: .off), at: start)
     _ = core.handle(.nodeAlive, at: start)
     _ = core.handle(.engine(.ready(EngineReport(processID: 1, role: .idle, policy: .frozen))), at: start)
@@ -164,10 +161,7 @@ import Testing
   @Test func thoseWhoMayNotConsentRefuse() {
     let session = SessionID(rawValue: 9)
     func core(_ record: DurableRecord, guest: GuestState, _ report: EngineReport) -> MirrorModule {
-      var options = World.Options()
-      options.arbiter = .none
-      let world = World(options)
-      var core = MirrorModule(settings: world.nodes[1].settings)
+      var core = MirrorModule(settings: World.settings(.none, of: .second))
       _ = core.handle(.loaded(record: record, wish: Wish(started: true, version: 1), guest: guest), at: start)
       _ = core.handle(.nodeAlive, at: start)
       _ = core.handle(.engine(.ready(report)), at: start)
@@ -225,10 +219,7 @@ import Testing
   @Test func openClaimsAreAbsorbed() {
     let (mine, theirs) = (BranchID(rawValue: 98), BranchID(rawValue: 99))
     let session = SessionID(rawValue: 9)
-    var options = World.Options()
-    options.arbiter = .witness
-    let world = World(options)
-    var core = MirrorModule(settings: world.nodes[0].settings)
+    var core = MirrorModule(settings: World.settings(.witness))
     let own = record { $0.claim = mine }
     _ = core.handle(.loaded(record: own, wish: Wish(started: true, version: 1), guest: .off), at: start)
     _ = core.handle(.nodeAlive, at: start)
@@ -331,10 +322,7 @@ import Testing
     let next = WitnessMark(cluster: 8, revision: 3, modRevision: 0)
     var report = EngineReport(processID: 1, role: .replica, policy: .frozen)
     report.session = session
-    var options = World.Options()
-    options.arbiter = .witness
-    let world = World(options)
-    var core = MirrorModule(settings: world.nodes[0].settings)
+    var core = MirrorModule(settings: World.settings(.witness))
     _ = core.handle(.loaded(record: record(), wish: Wish(started: true, version: 1), guest: .off), at: start)
     _ = core.handle(.engine(.ready(report)), at: start)
     let elsewhere = core.handle(.peerMessage(SessionID(rawValue: 8), .adoptWitness(next)), at: start)
@@ -348,10 +336,7 @@ import Testing
     var report = EngineReport(processID: 1, role: .primary, policy: .both(session))
     report.session = session
     report.isMounted = true
-    var options = World.Options()
-    options.arbiter = .witness
-    let world = World(options)
-    var core = MirrorModule(settings: world.nodes[0].settings)
+    var core = MirrorModule(settings: World.settings(.witness))
     _ = core.handle(.loaded(record: record, wish: Wish(started: true, version: 1), guest: .running), at: start)
     _ = core.handle(.nodeAlive, at: start)
     _ = core.handle(.engine(.ready(report)), at: start)

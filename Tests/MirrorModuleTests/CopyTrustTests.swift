@@ -11,17 +11,10 @@ import Testing
   private let record = DurableRecord(
     generation: Generation(number: 4, branch: BranchID(rawValue: 44)), standing: .uptodate)
 
-  private func settings(_ arbiter: ArbiterPolicy) -> MirrorSettings {
-    var options = World.Options()
-    options.arbiter = arbiter
-    let world = World(options)
-    return withExtendedLifetime(world) { world.nodes[0].settings }
-  }
-
   private func loaded(_ record: DurableRecord, _ arbiter: ArbiterPolicy = .wait, guest: GuestState = .off)
     -> MirrorModule
   {
-    var core = MirrorModule(settings: settings(arbiter))
+    var core = MirrorModule(settings: World.settings(arbiter))
     _ = core.handle(.loaded(record: record, wish: Wish(started: true, version: 1), guest: guest), at: start)
     return core
   }
@@ -220,17 +213,17 @@ import Testing
   /// Under the arbiter before, the peer may have gone alone while this node knew nothing of it; powered off, it proves nothing.
   @Test func aFenceThatIsNewDoesNotCountBeforeTheNextSync() {
     var old = record
-    old.bootAtLastSync = settings(.wait).bootID
+    old.bootAtLastSync = World.settings(.wait).bootID
     var core = loaded(old)
     _ = core.handle(.engine(.ready(report(.idle, .frozen, mounted: false))), at: start)
-    _ = core.handle(.settings(settings(.fence)), at: start)
+    _ = core.handle(.settings(World.settings(.fence)), at: start)
     #expect(core.durableRecord?.bootAtLastSync == nil)
     var late = core.handle(.nodeLost, at: start)
     late += core.handle(.timer, at: start + World.bootWait + .seconds(60))
     #expect(!late.contains { if case .fencePeer = $0 { true } else { false } })
     // In sync it stays what it is.
     var running = primary()
-    _ = running.handle(.settings(settings(.fence)), at: start)
+    _ = running.handle(.settings(World.settings(.fence)), at: start)
     #expect(running.durableRecord?.bootAtLastSync != nil)
   }
 }

@@ -4,6 +4,16 @@ import Testing
 
 @testable import Simulation
 
+extension World {
+  /// Of a node of a fresh world in its first boot, which it names "a1" or "b1".
+  static func settings(_ arbiter: ArbiterPolicy, of node: NodeID = .first) -> MirrorSettings {
+    var options = Options()
+    options.arbiter = arbiter
+    let world = World(options)
+    return withExtendedLifetime(world) { world.node(node).settings }
+  }
+}
+
 /// Single steps that a world meets seldom.
 @Suite struct CoreTests {
   private let session = SessionID(rawValue: 9)
@@ -13,10 +23,7 @@ import Testing
   private func core(
     _ record: DurableRecord, arbiter: ArbiterPolicy = .wait, guest: GuestState = .off, report: EngineReport? = nil
   ) -> (MirrorModule, [Directive]) {
-    var options = World.Options()
-    options.arbiter = arbiter
-    let world = World(options)
-    var core = MirrorModule(settings: world.nodes[0].settings)
+    var core = MirrorModule(settings: World.settings(arbiter))
     _ = core.handle(.loaded(record: record, wish: Wish(started: true, version: 1), guest: guest), at: start)
     let report = report ?? EngineReport(processID: 1, role: .idle, policy: .frozen)
     let directives = core.handle(.engine(.ready(report)), at: start)

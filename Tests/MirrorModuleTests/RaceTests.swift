@@ -68,10 +68,14 @@ import Testing
     case vmhad, power, replication, allLinks, oneWay, stop, swap, engine
   }
 
+  private static func begin(_ scenario: Scenario) throws -> World {
+    World(try Transcript.options(["nodes"] + scenario.options.split(separator: " ").map(String.init)))
+  }
+
   /// What the undisturbed run says: at which of its directives something becomes durable.
   private static func reference(_ scenario: Scenario) throws -> [(node: Int, isPersist: Bool)] {
     var directives: [(node: Int, isPersist: Bool)] = []
-    let world = World(try Transcript.options(["nodes"] + scenario.options.split(separator: " ").map(String.init)))
+    let world = try begin(scenario)
     world.recorder = { node, line in directives.append((node.index, line.hasPrefix("persist"))) }
     try play(scenario, in: world)
     world.recorder = nil
@@ -116,7 +120,7 @@ import Testing
 
   /// What went wrong, or nil.
   private static func run(_ scenario: Scenario, _ fault: Fault, at index: Int) throws -> String? {
-    let world = World(try Transcript.options(["nodes"] + scenario.options.split(separator: " ").map(String.init)))
+    let world = try begin(scenario)
     var count = 0
     world.recorder = { [unowned world] node, _ in
       if count == index { strike(fault, node, in: world) }

@@ -8,13 +8,7 @@ import Testing
 @Suite struct RecordRuleTests {
   private let start = Instant(nanoseconds: 0)
 
-  /// Of the first node of a world in its first boot, which it names "a1".
-  private func core(_ arbiter: ArbiterPolicy) -> MirrorModule {
-    var options = World.Options()
-    options.arbiter = arbiter
-    let world = World(options)
-    return withExtendedLifetime(world) { MirrorModule(settings: world.nodes[0].settings) }
-  }
+  private func core(_ arbiter: ArbiterPolicy) -> MirrorModule { MirrorModule(settings: World.settings(arbiter)) }
 
   private func record(_ right: RightKind?) -> DurableRecord {
     var record = DurableRecord(generation: Generation(number: 4, branch: BranchID(rawValue: 44)), standing: .uptodate)

@@ -55,7 +55,7 @@ struct Transcript {
   private mutating func play(_ commands: [[String]], in world: World) throws {
     var lines: [String] = []
     if commands.first != ["quiet"] {
-      world.recorder = { [unowned world] node, line in lines.append("  \(Self.time(world.now)) \(node.name) \(line)") }
+      world.recorder = { [unowned world] node, line in lines.append("  \(world.stamp) \(node.name) \(line)") }
     }
     for command in commands { try Self.perform(command, in: world) }
     world.recorder = nil
@@ -69,11 +69,6 @@ struct Transcript {
       text += "  = \(node.name) \(status.state.rawValue) \(status.readiness.rawValue), guest \(status.guest.rawValue): "
       text += "\(status.sentence)\n"
     }
-  }
-
-  private static func time(_ now: Int64) -> String {
-    let fraction = "\(now / 1_000_000 % 1000)"
-    return "\(now / 1_000_000_000)." + String(repeating: "0", count: 3 - fraction.count) + fraction
   }
 
   static func perform(_ words: [String], in world: World) throws {

@@ -207,6 +207,31 @@ final class TwoHosts: Sendable {
       paths: paths, hypervisor: here, actions: actions, progress: { _ in }, checkpoint: checkpoint)
   }
 
+  /// Runs `work` with a crash at one checkpoint: that of this number, from 0, among those whose names begin with `prefix`.
+  /// Returns its name; nil = there are not as many, and the work went on to its end.
+  func crash(_ work: AdoptionWork, at point: Int, ofThose prefix: String = "") throws -> String? {
+    var seen = 0
+    var crash: String?
+    do {
+      try executor { (name) throws(AdoptionCrash) in
+        guard name.hasPrefix(prefix) else { return }
+        defer { seen += 1 }
+        if seen == point {
+          crash = name
+          throw AdoptionCrash()
+        }
+      }.run(work)
+    } catch is AdoptionCrash {}
+    return crash
+  }
+
+  /// The same on the way back: the last step that can be taken back fails. True = it crashed.
+  func crashGoingBack(_ work: AdoptionWork, at point: Int) throws -> Bool {
+    link.withLock { $0.recordFails = true }
+    defer { link.withLock { $0.recordFails = false } }
+    do { return try crash(work, at: point, ofThose: "undo") != nil } catch is AdoptionError { return false }
+  }
+
   /// Everything on both hosts' disks and in both libvirts, in a form that can be compared.
   func snapshot() throws -> [String] {
     var lines: [String] = []
@@ -243,6 +268,13 @@ func withAdoptionFolder<T>(below parent: String = "/dev/shm", _ body: (String) t
   let folder = String(cString: try #require(made))
   defer { _ = try? AdoptionFiles.removeTree(folder) }
   return try body(folder)
+}
+
+func errorOf(_ body: () throws -> Void) -> AdoptionError? {
+  do {
+    try body()
+    return nil
+  } catch { return error as? AdoptionError }
 }
 
 func qemuImage(_ arguments: String...) throws {

@@ -26,13 +26,6 @@ private func makeVM(_ hosts: TwoHosts, carried: String) throws {
   try DurableFile.write(Array(contents.reversed()), to: "\(carried)/disk.img")
 }
 
-private func errorOf(_ body: () throws -> Void) -> AdoptionError? {
-  do {
-    try body()
-    return nil
-  } catch { return error as? AdoptionError }
-}
-
 /// Runs `body` with a carried copy on the second host's own file system (it is moved), or on another one (it is copied).
 private func withCarried(_ isCopied: Bool, _ body: (TwoHosts, AdoptionRequest, String) throws -> Void) throws {
   try withAdoptionFolder(below: isCopied ? "/tmp" : "/dev/shm") { other in
@@ -83,20 +76,9 @@ private func checkSeeded(_ hosts: TwoHosts, _ carried: String, isCopied: Bool) t
   while !isOver {
     try withCarried(isCopied) { hosts, request, carried in
       let work = try #require(try hosts.adoption.planAdd(request).work)
-      var seen = 0
-      var crash: String?
-      do {
-        try hosts.executor { (name) throws(AdoptionCrash) in
-          defer { seen += 1 }
-          if seen == point {
-            crash = name
-            throw AdoptionCrash()
-          }
-        }.run(work)
-      } catch is AdoptionCrash {}
-      isOver = crash == nil
+      isOver = try hosts.crash(work, at: point) == nil
       hosts.forgetSeedJobs()
-      if crash != nil { try hosts.adoption.add(request) { _ in } }
+      if !isOver { try hosts.adoption.add(request) { _ in } }
       try checkSeeded(hosts, carried, isCopied: isCopied)
     }
     point += 1
@@ -113,23 +95,9 @@ private func checkSeeded(_ hosts: TwoHosts, _ carried: String, isCopied: Bool) t
     try withCarried(isCopied) { hosts, request, carried in
       let before = try everything(hosts, carried)
       let work = try #require(try hosts.adoption.planAdd(request).work)
-      hosts.link.withLock { $0.recordFails = true }
-      var seen = 0
-      var isCrashed = false
-      do {
-        try hosts.executor { (name) throws(AdoptionCrash) in
-          guard name.hasPrefix("undo") else { return }
-          defer { seen += 1 }
-          if seen == point {
-            isCrashed = true
-            throw AdoptionCrash()
-          }
-        }.run(work)
-      } catch is AdoptionCrash {} catch is AdoptionError {}
-      isOver = !isCrashed
+      isOver = try !hosts.crashGoingBack(work, at: point)
       hosts.forgetSeedJobs()
       if isOver { #expect(try everything(hosts, carried) == before) }
-      hosts.link.withLock { $0.recordFails = false }
       try hosts.adoption.add(request) { _ in }
       try checkSeeded(hosts, carried, isCopied: isCopied)
     }

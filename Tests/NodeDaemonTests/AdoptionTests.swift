@@ -44,15 +44,6 @@ private func makeVM(_ hosts: TwoHosts, data: String? = nil, hasChain: Bool = tru
   try hosts.here.setAutostart("vm1", true)
 }
 
-private func errorOf(_ body: () throws -> Void) -> AdoptionError? {
-  do {
-    try body()
-    return nil
-  } catch {
-    return error as? AdoptionError
-  }
-}
-
 private let request = AdoptionRequest(name: "vm1")
 private let removal = RemovalRequest(name: "vm1", purgeCopy: false, standing: .uptodate)
 private let purge = RemovalRequest(name: "vm1", purgeCopy: true, standing: .uptodate)
@@ -203,18 +194,7 @@ private func sweep(
       let added = try hosts.snapshot()
       let plan = kind == .add ? try hosts.adoption.planAdd(request) : try hosts.adoption.planRemove(removal)
       let work = try #require(plan.work, "\(plan.findings)")
-      var seen = 0
-      var crash: String?
-      do {
-        try hosts.executor { (name) throws(AdoptionCrash) in
-          defer { seen += 1 }
-          if seen == point {
-            crash = name
-            throw AdoptionCrash()
-          }
-        }.run(work)
-      } catch is AdoptionCrash {}
-      guard let crash else { return true }
+      guard let crash = try hosts.crash(work, at: point) else { return true }
       let name = try #require(ModuleName("vm1"))
       #expect(try Adoption.unfinished(paths: hosts.paths) == [name: kind])
       let isDone = try repeated(hosts, crash)
@@ -242,22 +222,7 @@ private func sweep(
       let hosts = try TwoHosts(folder: folder)
       try makeVM(hosts, hasChain: false)
       let work = try #require(try hosts.adoption.planAdd(request).work)
-      // The last undoable step fails, so everything before it is taken back.
-      hosts.link.withLock { $0.recordFails = true }
-      var seen = 0
-      var isCrashed = false
-      do {
-        try hosts.executor { (name) throws(AdoptionCrash) in
-          guard name.hasPrefix("undo") else { return }
-          defer { seen += 1 }
-          if seen == point {
-            isCrashed = true
-            throw AdoptionCrash()
-          }
-        }.run(work)
-      } catch is AdoptionCrash {} catch is AdoptionError {}
-      hosts.link.withLock { $0.recordFails = false }
-      guard isCrashed else { return true }
+      guard try hosts.crashGoingBack(work, at: point) else { return true }
       let interrupted = try hosts.adoption.planAdd(request)
       #expect(interrupted.findings.first?.what.contains("is taken back") == true)
       try hosts.adoption.add(request) { _ in }

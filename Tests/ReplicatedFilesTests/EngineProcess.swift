@@ -5,6 +5,31 @@ import Model
 import ReplicatedFiles
 import Synchronization
 
+/// Starts a program that was built beside the tests.
+func startBuilt(_ program: String, _ arguments: [String]) throws -> pid_t {
+  var own = [CChar](repeating: 0, count: 4096)
+  let count = readlink("/proc/self/exe", &own, own.count - 1)
+  let test = String(decoding: own[..<max(0, count)].map { UInt8(bitPattern: $0) }, as: UTF8.self)
+  let path = "\(test[..<(test.lastIndex(of: "/") ?? test.startIndex)])/\(program)"
+  var child = pid_t()
+  var list = ([path] + arguments).map { strdup($0) } + [nil]
+  defer { for text in list { free(text) } }
+  let code = posix_spawn(&child, path, nil, nil, &list, environ)
+  guard code == 0 else { throw TestFailure("cannot start \(path): errno \(code)") }
+  return child
+}
+
+/// The engine proper, under its keeper; none while it is being replaced.
+func enginesUnder(_ keeper: pid_t) throws -> [pid_t] {
+  let text = String(decoding: try DurableFile.read("/proc/\(keeper)/task/\(keeper)/children"), as: UTF8.self)
+  return text.split(separator: " ").compactMap { pid_t($0) }
+}
+
+func engineUnder(_ keeper: pid_t) throws -> pid_t {
+  guard let engine = try enginesUnder(keeper).first else { throw TestFailure("the keeper \(keeper) has no engine") }
+  return engine
+}
+
 /// An engine in a process of its own: the product's, or the one whose calls fail.
 final class EngineProcess: @unchecked Sendable {
   /// Of the product this is the keeper.
@@ -27,16 +52,7 @@ final class EngineProcess: @unchecked Sendable {
   }
 
   private init(_ program: String, _ arguments: [String], socket: String) throws {
-    var own = [CChar](repeating: 0, count: 4096)
-    let count = readlink("/proc/self/exe", &own, own.count - 1)
-    let test = String(decoding: own[..<max(0, count)].map { UInt8(bitPattern: $0) }, as: UTF8.self)
-    let path = "\(test[..<(test.lastIndex(of: "/") ?? test.startIndex)])/\(program)"
-    var child = pid_t()
-    var list = ([path] + arguments).map { strdup($0) } + [nil]
-    defer { for text in list { free(text) } }
-    let code = posix_spawn(&child, path, nil, nil, &list, environ)
-    guard code == 0 else { throw TestFailure("cannot start \(path): errno \(code)") }
-    id = child
+    id = try startBuilt(program, arguments)
     hasKeeper = program == "vmha-replicad"
     var found: LineChannel?
     for _ in 0..<500 where found == nil {
@@ -44,7 +60,7 @@ final class EngineProcess: @unchecked Sendable {
       if found == nil { usleep(10_000) }
     }
     guard let found else {
-      kill(child, SIGKILL)
+      kill(id, SIGKILL)
       throw TestFailure("\(program) does not listen")
     }
     channel = found
@@ -95,14 +111,7 @@ final class EngineProcess: @unchecked Sendable {
   }
 
   /// The process that serves.
-  private func worker() throws -> pid_t {
-    guard hasKeeper else { return id }
-    let text = String(decoding: try DurableFile.read("/proc/\(id)/task/\(id)/children"), as: UTF8.self)
-    guard let worker = text.split(separator: " ").first.flatMap({ pid_t($0) }) else {
-      throw TestFailure("the keeper \(id) has no engine")
-    }
-    return worker
-  }
+  private func worker() throws -> pid_t { try hasKeeper ? engineUnder(id) : id }
 
   /// A field of /proc/PID/status of the engine, in bytes.
   func residentBytes(_ field: String) throws -> Int {

@@ -19,17 +19,7 @@ final class KeptEngine {
   init(folder: String, configuration: EngineConfiguration, restarts: Int = 64) throws {
     self.folder = folder
     self.configuration = configuration
-    var own = [CChar](repeating: 0, count: 4096)
-    let count = readlink("/proc/self/exe", &own, own.count - 1)
-    let test = String(decoding: own[..<max(0, count)].map { UInt8(bitPattern: $0) }, as: UTF8.self)
-    let program = "\(test[..<(test.lastIndex(of: "/") ?? test.startIndex)])/vmha-replicad"
-    var child = pid_t()
-    let arguments = [program, "--module", "vm", "--root", folder, "--restarts", "\(restarts)"]
-    var list = arguments.map { strdup($0) } + [nil]
-    defer { for text in list { free(text) } }
-    let code = posix_spawn(&child, program, nil, nil, &list, environ)
-    guard code == 0 else { throw TestFailure("cannot start \(program): errno \(code)") }
-    keeper = child
+    keeper = try startBuilt("vmha-replicad", ["--module", "vm", "--root", folder, "--restarts", "\(restarts)"])
     channel = try Self.connect(folder)
     _ = try ready()
   }
@@ -83,14 +73,7 @@ final class KeptEngine {
   }
 
   /// The engine proper.
-  func worker() throws -> pid_t {
-    let path = "/proc/\(keeper)/task/\(keeper)/children"
-    let text = String(decoding: try DurableFile.read(path), as: UTF8.self)
-    guard let process = text.split(separator: " ").first.flatMap({ Int32($0) }) else {
-      throw TestFailure("the keeper has no engine")
-    }
-    return process
-  }
+  func worker() throws -> pid_t { try engineUnder(keeper) }
 
   /// SIGKILL of the engine, or SIGUSR2 to its keeper; answers what the next one says of itself.
   func replace(inOrder: Bool = false) throws -> EngineReport {

@@ -17,17 +17,7 @@ struct ProcessTests {
 
     init(root: String) throws {
       self.root = root
-      var own = [CChar](repeating: 0, count: 4096)
-      let count = readlink("/proc/self/exe", &own, own.count - 1)
-      let test = String(decoding: own[..<max(0, count)].map { UInt8(bitPattern: $0) }, as: UTF8.self)
-      let folder = test[..<(test.lastIndex(of: "/") ?? test.startIndex)]
-      var child = pid_t()
-      let arguments = ["\(folder)/vmha-replicad", "--module", "vm", "--root", root]
-      var list = arguments.map { strdup($0) } + [nil]
-      defer { for text in list { free(text) } }
-      let code = posix_spawn(&child, arguments[0], nil, nil, &list, environ)
-      guard code == 0 else { throw TestFailure("cannot start \(arguments[0]): errno \(code)") }
-      id = child
+      id = try startBuilt("vmha-replicad", ["--module", "vm", "--root", root])
       channel = try Self.connect(root)
     }
 
@@ -49,15 +39,9 @@ struct ProcessTests {
       throw TestFailure("the control connection ended before \(what)")
     }
 
-    /// The engine proper.
-    func workers() throws -> [pid_t] {
-      let text = String(decoding: try DurableFile.read("/proc/\(id)/task/\(id)/children"), as: UTF8.self)
-      return text.split(separator: " ").compactMap { Int32($0) }
-    }
-
     /// SIGKILL of the keeper, which takes its engine along; answers when both are gone.
     func kill() throws -> Int32 {
-      let engines = try workers()
+      let engines = try enginesUnder(id)
       Glibc.kill(id, SIGKILL)
       let code = wait()
       for engine in engines {
@@ -194,7 +178,7 @@ struct ProcessTests {
     defer { pair.end() }
     try shell("printf A > $1/disk", [pair.two.backing])
     let process = try Process(root: pair.folder)
-    let worker = try #require(try process.workers().first)
+    let worker = try #require(try enginesUnder(process.id).first)
     defer {
       kill(worker, SIGCONT)
       kill(process.id, SIGKILL)

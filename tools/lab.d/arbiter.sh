@@ -17,11 +17,7 @@ outside() {
   echo $! > "$LAB/$name.pid"
 }
 
-outside_pid() { # NAME -> its process, or nothing
-  local pid
-  pid=$(cat "$LAB/$1.pid" 2> /dev/null || true)
-  if [ -n "$pid" ] && group_pids client | grep -qx "$pid"; then echo "$pid"; fi
-}
+outside_pid() { group_noted client "$LAB/$1.pid"; } # NAME -> its process, or nothing
 
 outside_end() {
   local pid step
@@ -115,9 +111,7 @@ command_arbiter() {
   case $kind in
     none) settings=(arbiter=policy=none) ;;
     ping) settings=(arbiter=policy=ping "ping=$CLIENT_ADDRESS") ;;
-    witness) settings=("witness-endpoints=$WITNESS_URL") ;;
-    fence) ;;
-    witness+fence) settings=("witness-endpoints=$WITNESS_URL") ;;
+    witness | fence | witness+fence) settings=("arbiter=$kind") ;;
     stop | start)
       [ -e "$LAB/arbiter" ] || fail "this lab has no arbiter yet" "tools/lab arbiter witness"
       kind=$(cat "$LAB/arbiter")
@@ -136,7 +130,7 @@ command_arbiter() {
   # The switch takes this lock too.
   exec 9>&-
   case $kind in
-    witness | fence | witness+fence) settings=("arbiter=$kind" "${settings[@]}") ;;
+    witness*) settings+=("witness-endpoints=$WITNESS_URL") ;;
   esac
   case $kind in
     *fence) settings+=(fence-1=fence_vmha_lab:/etc/vmha/fence-1.options fence-2=fence_vmha_lab:/etc/vmha/fence-2.options) ;;

@@ -139,6 +139,13 @@ group_join() { echo "$BASHPID" > "$(group "$1")/cgroup.procs"; }
 
 group_pids() { cat "$(group "$1")/cgroup.procs" 2> /dev/null || true; }
 
+# The process whose number a file holds, or nothing: GROUP FILE. A number alone may by now be another process.
+group_noted() {
+  local pid
+  pid=$(cat "$2" 2> /dev/null || true)
+  if [ -n "$pid" ] && group_pids "$1" | grep -qx "$pid"; then echo "$pid"; fi
+}
+
 group_frozen() {
   if [ "$CGROUP_VERSION" = 1 ]; then
     [ "$(cat "$(group "$1")/freezer.state" 2> /dev/null)" = FROZEN ]

@@ -19,12 +19,7 @@ node_clocks() {
 }
 
 # The node's process 1 as the host sees it, or nothing.
-node_pid() {
-  local pid
-  pid=$(cat "$(node_root "$1")/pid" 2> /dev/null || true)
-  # A number alone may by now be another process.
-  if [ -n "$pid" ] && group_pids "n$1" | grep -qx "$pid"; then echo "$pid"; fi
-}
+node_pid() { group_noted "n$1" "$(node_root "$1")/pid"; }
 
 node_power() {
   if [ -z "$(node_pid "$1")" ]; then echo off; elif group_freezing "n$1"; then echo frozen; else echo on; fi

@@ -1,4 +1,4 @@
-# What tools/demo and tools/measure-takeover have in common: the moments of a failover, from what was really there.
+# What tools/demo, measure-takeover and soak have in common: the moments of a failover, from what was really there.
 # shellcheck shell=bash
 
 lab() { "$TOOLS/lab" --name "$LAB_NAME" "$@"; }
@@ -6,12 +6,13 @@ on() { local node=$1 && shift && lab exec "$node" "$@"; }
 other() { if [ "$1" = node1 ]; then echo node2; else echo node1; fi; }
 seconds() { awk -v ms="$1" 'BEGIN { printf "%.2f s", ms / 1000 }'; }
 
-# A journal entry's time in milliseconds since 1970, or nothing: journal_ms NODE SINCE_MS KIND [MODULE]
+# For jq: a journal entry's time in milliseconds since 1970.
+JQ_MS='def ms: .time | capture("^(?<s>.*)\\.(?<ms>[0-9]{3})Z$") | (.s + "Z" | fromdate) * 1000 + (.ms | tonumber);'
+
+# The time of the first such entry in milliseconds since 1970, or nothing: journal_ms NODE SINCE_MS KIND [MODULE]
 journal_ms() {
-  on "$1" vmha log --json -n 400 ${4:+"$4"} | jq -rs --arg kind "$3" --argjson since "$2" '
-    [.[] | select(.kind == $kind)
-      | (.time | capture("^(?<s>.*)\\.(?<ms>[0-9]{3})Z$") | ((.s + "Z" | fromdate) * 1000 + (.ms | tonumber)))
-      | select(. >= $since)] | min // empty'
+  on "$1" vmha log --json -n 400 ${4:+"$4"} | jq -rs --arg kind "$3" --argjson since "$2" "$JQ_MS"'
+    [.[] | select(.kind == $kind) | ms | select(. >= $since)] | min // empty'
 }
 
 # When the process of a guest on a node was started, in milliseconds since 1970 (the kernel counts in steps of 10 ms).

@@ -3,7 +3,7 @@ import time
 from dataclasses import dataclass
 from typing import Callable
 
-from scene import VM, Trouble
+from scene import NODES, VM, Trouble
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,6 @@ def mend(scene):
             scene.tool("disk", node, "free")
             if broken(scene, node):
                 scene.tool("power-cut", node)
-                state["power"] = "off"
         if any(word != "ok" for word in state["links"].values()):
             scene.tool("heal", node, "both")
             scene.tool("unblock", node, "both")
@@ -106,7 +105,7 @@ def mend(scene):
     for node, state in scene.power().items():
         if state["power"] == "off":
             scene.tool("boot", node)
-    for node in scene.power():
+    for node in NODES:
         scene.tool("wait-for", "vmhad", node, "--timeout", "60")
 
 

@@ -48,7 +48,7 @@ def run(command, limit):
 
 
 class Consoles(threading.Thread):
-    """Reads both nodes' consoles as they grow. One entry per start of the guest: (node, boot, begun)."""
+    """Reads both nodes' consoles as they grow."""
 
     def __init__(self, lab_name):
         super().__init__(daemon=True)
@@ -197,11 +197,10 @@ class Scene:
             time.sleep(1)
 
     def operate(self, views):
-        node = "node1"
         if any(view[1]["split"] for view in views.values()):
             served = [entry[1] for entry in self.consoles.since(self.proven)]
             keep = max(NODES, key=served.count)
-            return self.by_hand(f"resolve --keep {keep}", "exec", node, "vmha", "resolve", VM, "--keep", keep, "--yes")
+            return self.by_hand(f"resolve --keep {keep}", "exec", "node1", "vmha", "resolve", VM, "--keep", keep, "--yes")
         for name, (own, module) in views.items():
             _, domain, _ = self.try_tool("exec", name, "timeout", "5", "virsh", "domstate", VM, "--reason")
             if domain.strip() == "paused (I/O error)":
