@@ -28,6 +28,7 @@ extension MirrorModule {
     case .resyncProgress(let session, let progress): if session == resyncSession { resync = progress }
     case .resyncCopied(let session): resyncCopied(session)
     case .barrierDone(let session): barrierDone(session)
+    case .sessionConfirmed(let session): sessionConfirmed(session)
     case .failed(let command, let why): commandFailed(command, why)
     case .diskError(let operation, let path, let errno): diskError(operation, path, errno)
     case .readsHeld: areReadsHeld = true
@@ -190,6 +191,7 @@ extension MirrorModule {
       fail("the disks cannot be brought up here: \(why)", kill: false)
     case "unmount":
       if case .closing(let closing) = phase, closing.step == .unmount { engine(.unmount(force: true)) }
+    case "confirmSession": startCheck = nil  // the guest's retry asks again
     case "startResync", "flushBarrier", "acceptReplication": retrySession()
     default: break
     }

@@ -12,6 +12,7 @@ extension MirrorModule {
         note("handing the module to its preferred node \(settings.peerName) before the guest starts", .notice)
         return close(for: .handOver(session), session: session, wasAlone: false)
       }
+      return confirmStart(in: session)
     case .alone:
       if startByOperator, settings.preferred != settings.node, peerAlive == true {
         armOnce(.holdGuest, after: MirrorSettings.preferredWait)
@@ -19,6 +20,26 @@ extension MirrorModule {
       }
     default: return
     }
+    startGuest()
+  }
+
+  /// What this core knows of the session may be older than the peer's right to go on without this node: a host that stood still
+  /// finds its guest dead before it finds out about the session.
+  private mutating func confirmStart(in session: SessionID) {
+    // Whatever becomes of the question: the guest is still to be started.
+    arm(.guestRetry, after: MirrorSettings.guestRetryPause)
+    guard startCheck?.session != session else { return }
+    startCheck = StartCheck(session: session, askedAt: now)
+    engine(.confirmSession(session))
+  }
+
+  mutating func sessionConfirmed(_ session: SessionID) {
+    guard let check = startCheck, check.session == session else { return }
+    startCheck = nil
+    guard phase == .prim(session), wish.started, blockedBy == nil, isMounted, !guest.isLive || guest == .unknown
+    else { return }
+    // An answer that lay about for long says nothing of now.
+    if now - check.askedAt > MirrorSettings.startConfirmMax { return confirmStart(in: session) }
     startGuest()
   }
 

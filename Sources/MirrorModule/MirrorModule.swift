@@ -74,6 +74,12 @@ public struct MirrorModule: Sendable, Codable, Hashable {
     var resync: SessionID?
   }
 
+  /// R2: the engine was asked whether the session lives, before the guest starts in it.
+  struct StartCheck: Sendable, Codable, Hashable {
+    var session: SessionID
+    var askedAt: Instant
+  }
+
   enum TimerKind: String, Sendable, Codable, Hashable, CaseIterable {
     case peerUnknown, bootWait, ask, askAnswer, patience, offer, engineStart, reconnect, guestRetry, holdGuest, quiet,
       adopt, suspension, surrender, arbiter, arbiterAnswer, fenceStagger, witness, witnessAnswer, takeover, stable,
@@ -125,6 +131,7 @@ public struct MirrorModule: Sendable, Codable, Hashable {
   /// This node cannot go on and offers the module to its in-sync peer.
   var offers = false
   var startByOperator = false
+  var startCheck: StartCheck?
   public internal(set) var limits = ModuleLimits()
   var engineDeaths: [Instant] = []
   /// When sessions were lost in which this node was the primary or the source.
@@ -248,6 +255,7 @@ public struct MirrorModule: Sendable, Codable, Hashable {
     areReadsHeld = false
     isConnecting = false
     endsPending = 0
+    startCheck = nil
   }
 
   mutating func persist(_ change: (inout DurableRecord) -> Void) {
@@ -296,6 +304,7 @@ public struct MirrorModule: Sendable, Codable, Hashable {
   mutating func dropSession() {
     abandonSurrender("the session with \(settings.peerName) was lost")
     handshake = nil
+    startCheck = nil
     resyncSession = nil
     resync = nil
     bringUp?.resync = nil

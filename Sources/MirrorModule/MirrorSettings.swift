@@ -105,6 +105,9 @@ public struct MirrorSettings: Sendable, Codable, Hashable {
   public static let engineDeathWindow: Duration = .seconds(600)
   /// Pause before a guest that could not be suspended or resumed is tried again.
   public static let suspensionRetry: Duration = .seconds(1)
+  /// The engine's word that the session lives is good for a start of the guest for so long: together with `suspendAfter` it is
+  /// shorter than the detection time (ClusterConfiguration.suspendMargin).
+  public static let startConfirmMax: Duration = .milliseconds(300)
   /// Pause before a guest that could not be started is tried again.
   public static let guestRetryPause: Duration = .seconds(2)
 

@@ -117,6 +117,9 @@ public enum EngineCommand: Codable, Sendable, Hashable {
   case verify(VerifyRequest)
   /// The comparison that goes on ends, as interrupted. No answer.
   case stopVerify
+  /// R2, before a guest starts in a session. Answered by `sessionConfirmed` if the policy is `both` of this session and the peer was
+  /// heard within `suspendAfter` of the answer, by this engine's clock; else refused (`failed`).
+  case confirmSession(SessionID)
   /// Answered by `ready` with a fresh report.
   case report
   /// Leave: unmounts (forced) and exits. Only sent when the module stops or is removed.
@@ -200,6 +203,7 @@ public enum EngineEvent: Codable, Sendable, Hashable {
   /// Everything is copied and the policy is `settling` (R8.1).
   case resyncCopied(SessionID)
   case barrierDone(SessionID)
+  case sessionConfirmed(SessionID)
   case drained
   case filesSynced
   /// R2: nothing is acknowledged and the peer has not been heard for `suspendAfter`: reads wait from here on.

@@ -46,6 +46,7 @@ extension Engine {
     case .clearIntents(let session): try clearIntents(session)
     case .verify(let request): try verify(request)
     case .stopVerify: mirror.stopVerify()
+    case .confirmSession(let session): try confirmSession(session)
     case .report: emit(.ready(report()))
     case .exit: leave()
     }
@@ -438,6 +439,7 @@ extension EngineCommand {
     case .clearIntents: "clearIntents"
     case .verify: "verify"
     case .stopVerify: "stopVerify"
+    case .confirmSession: "confirmSession"
     case .report: "report"
     case .exit: "exit"
     }

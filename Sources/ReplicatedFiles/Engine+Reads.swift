@@ -41,5 +41,24 @@ extension Engine {
     gate.setLease(end)
   }
 
+  /// A process that stood still finds its sessions looking alive for a moment, with words in them that are old: it must have looked
+  /// at the clock since, and not have given them up then.
+  func confirmSession(_ id: SessionID) throws {
+    let now = monotonicNow()
+    let gap = now - Instant(nanoseconds: lastTick.load(ordering: .acquiring))
+    let (session, configuration) = state.withLock { ($0.session, $0.configuration) }
+    guard let configuration, let session, session.id == id, mirror.policy == .both(id) else {
+      throw EngineError(.state, "session \(id) is over, or writes do not need both copies in it")
+    }
+    guard gap <= configuration.silenceMax / 2 else {
+      throw EngineError(.state, "this engine did not run for \(gap.milliseconds) ms")
+    }
+    let silence = session.silence(now)
+    guard silence < configuration.suspendAfter else {
+      throw EngineError(.state, "the peer was not heard for \(silence.milliseconds) ms")
+    }
+    emit(.sessionConfirmed(id))
+  }
+
   var areReadsHeld: Bool { readWatch.withLock { $0.areHeld } }
 }

@@ -52,6 +52,8 @@ public final class Engine: Sendable {
   /// The mount ends with this process, as with kernels before 6.9.
   let endsWithProcess: Bool
   let readWatch = Mutex(ReadWatch())
+  /// When the sessions were looked at last.
+  let lastTick = Atomic(monotonicNow().nanoseconds)
   private let clearInterval: Duration
   private let connectorBox = Mutex<Connector?>(nil)
   private let emitter: @Sendable (EngineEvent) -> Void
@@ -137,7 +139,10 @@ public final class Engine: Sendable {
   /// Answers when to look again: an engine that has nothing to do wakes up for its keepalives and little else.
   private func tick(_ now: Instant, gap: Duration) -> Duration {
     // Last: a session that is lost below must not prolong the reads' lease.
-    defer { watchReads() }
+    defer {
+      watchReads()
+      lastTick.store(now.nanoseconds, ordering: .releasing)
+    }
     let (session, configuration, isBusy) = state.withLock { ($0.session, $0.configuration, $0.isResyncing) }
     guard let session, let configuration else { return Self.tickInterval }
     clearIntents(now)

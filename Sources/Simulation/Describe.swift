@@ -104,6 +104,7 @@ extension Names {
     case .clearIntents(let session): "clearIntents \(name("s", session.rawValue))"
     case .verify(let request): "verify \(name("s", request.session.rawValue))"
     case .stopVerify: "stopVerify"
+    case .confirmSession(let session): "confirmSession \(name("s", session.rawValue))"
     case .report: "report"
     case .exit: "exit"
     }

@@ -25,7 +25,7 @@ final class SimEngine {
   private var isWorking = false
   /// Dead, and not replaced yet: counts replacements, so that an older plan finds a newer one.
   private var replacements = 0
-  private var isAway = false
+  private(set) var isAway = false
   /// The vmhad that saw the old one die.
   private weak var attachedBefore: SimDaemon?
   /// What an older process had under way finds that it is over.
@@ -160,6 +160,11 @@ final class SimEngine {
         engine.tell(.barrierDone(id))
       }
       guard isBegun else { return fail("flushBarrier", "the session is over") }
+    case .confirmSession(let id):
+      guard session?.id == id, policy == .both(id), world.now - lastHeard < World.suspendAfter.nanoseconds else {
+        return fail("confirmSession", "the session is over, or the peer was not heard")
+      }
+      tell(.sessionConfirmed(id))
     case .drain: drain()
     case .syncFiles:
       sync { $0.tell(.filesSynced) }

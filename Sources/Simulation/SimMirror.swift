@@ -271,6 +271,7 @@ extension SimEngine {
 
   /// Nothing of a guest is on its way to either copy.
   var isStill: Bool {
-    live.isEmpty && running == 0 && (session?.queues.allSatisfy(\.isEmpty) ?? true) && unsaid.isEmpty
+    // What an engine that is away had not answered waits in the kernel, and may be applied here already.
+    !isAway && live.isEmpty && running == 0 && (session?.queues.allSatisfy(\.isEmpty) ?? true) && unsaid.isEmpty
   }
 }

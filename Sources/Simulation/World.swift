@@ -240,7 +240,7 @@ final class World {
   }
 
   /// No request is on its way to either copy.
-  var isStill: Bool { nodes.allSatisfy { $0.engine?.isStill ?? true } }
+  var isStill: Bool { nodes.allSatisfy { $0.engine?.isStill ?? false } }
 
   var isSplit: Bool { nodes.allSatisfy { status($0)?.isSplit ?? false } }
 }

@@ -187,6 +187,7 @@ extension World {
     _ = core.handle(.peerBeat(beat), at: start)
     _ = core.handle(.peerMessage(session, .token), at: start)
     _ = core.handle(.engine(.mounted(fuseConnection: nil)), at: start)
+    _ = core.handle(.engine(.sessionConfirmed(session)), at: start)
     _ = core.handle(.guestStarted, at: start)
     #expect(core.status.state == .prim)
     let later = start + .seconds(60)
@@ -198,5 +199,56 @@ extension World {
     #expect(directives.contains(.sendPeer(session, .token)))
     #expect(!directives.contains(.engine(.endSession)))
     #expect(core.status.state == .second)
+  }
+
+  /// PRIM in `session`, taken over with its guest running.
+  private func primary() -> MirrorModule {
+    var report = EngineReport(processID: 1, role: .primary, policy: .both(session))
+    report.session = session
+    report.isMounted = true
+    var (core, _) = core(record, guest: .running, report: report)
+    _ = core.handle(.nodeAlive, at: start)
+    _ = core.handle(.peerMessage(session, .adopted), at: start)
+    #expect(core.status.state == .prim)
+    return core
+  }
+
+  /// A host that stood still finds its guest dead before it finds out that the peer went on alone (simulation, seed 794).
+  @Test func aGuestStartsInASessionOnlyOnTheEnginesWord() {
+    var core = primary()
+    let question = Directive.engine(.confirmSession(session))
+    let thawed = start + .seconds(13)
+    let directives = core.handle(.guestOff(.failed), at: thawed)
+    #expect(directives.contains(question) && !directives.contains(.startGuest))
+    #expect(core.handle(.engine(.sessionConfirmed(session)), at: thawed + .milliseconds(5)).contains(.startGuest))
+  }
+
+  @Test func anOldWordStartsNoGuest() {
+    var core = primary()
+    _ = core.handle(.guestOff(.failed), at: start)
+    let late = start + MirrorSettings.startConfirmMax + .milliseconds(1)
+    let directives = core.handle(.engine(.sessionConfirmed(session)), at: late)
+    #expect(directives.contains(.engine(.confirmSession(session))) && !directives.contains(.startGuest))
+    #expect(core.handle(.engine(.sessionConfirmed(session)), at: late + .milliseconds(5)).contains(.startGuest))
+  }
+
+  @Test func aDoubtedSessionIsAskedForAgain() {
+    var core = primary()
+    _ = core.handle(.guestOff(.failed), at: start)
+    let refusal = Event.engine(.failed(command: "confirmSession", why: "the peer was not heard for 2000 ms"))
+    #expect(!core.handle(refusal, at: start).contains(.startGuest))
+    // Its word about a question it has refused counts for nothing.
+    #expect(!core.handle(.engine(.sessionConfirmed(session)), at: start).contains(.startGuest))
+    let later = start + MirrorSettings.guestRetryPause
+    #expect(core.handle(.timer, at: later).contains(.engine(.confirmSession(session))))
+    #expect(core.handle(.engine(.sessionConfirmed(session)), at: later).contains(.startGuest))
+  }
+
+  @Test func aSessionLostWhileTheEngineIsAskedStartsNoGuest() {
+    var core = primary()
+    _ = core.handle(.guestOff(.failed), at: start)
+    let lost = EngineEvent.sessionLost(session, policy: .frozen, why: "nothing heard for 2 s")
+    #expect(!core.handle(.engine(lost), at: start).contains(.startGuest))
+    #expect(!core.handle(.engine(.sessionConfirmed(session)), at: start).contains(.startGuest))
   }
 }
