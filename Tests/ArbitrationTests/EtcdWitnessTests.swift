@@ -75,7 +75,7 @@ import Testing
     let begin = monotonicNow()
     let hanging = failure { _ = try witness(server).read(key) }
     #expect(hanging?.code == .timedOut, "\(String(describing: hanging))")
-    #expect(monotonicNow() - begin < .seconds(4))
+    #expect(monotonicNow() - begin < .seconds(15))
     let both = failure { _ = try two.read(key) }
     #expect(both?.text.contains(dead) ?? false, "\(String(describing: both))")
     server.goOn()

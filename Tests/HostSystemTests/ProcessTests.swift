@@ -30,11 +30,11 @@ import Testing
     } catch let error as HostError {
       #expect(error.code == .timedOut)
     }
-    #expect(monotonicNow() - start < .seconds(5))
+    #expect(monotonicNow() - start < .seconds(60))
     let text = String(decoding: try DurableFile.read(pidFile), as: UTF8.self)
     let grandchild = try #require(pid_t(text.filter(\.isNumber)))
     var alive = true
-    for _ in 0..<100 where alive {
+    for _ in 0..<2000 where alive {
       usleep(10_000)
       // A killed orphan may stay a zombie until init reaps it.
       let status = try DurableFile.readIfPresent("/proc/\(grandchild)/stat").map { String(decoding: $0, as: UTF8.self) }
@@ -45,9 +45,9 @@ import Testing
 
   @Test func runDoesNotWaitForAGrandchildThatKeepsThePipe() throws {
     let start = monotonicNow()
-    let result = try ChildProcess.run(["sh", "-c", "sleep 3 & echo done"], timeout: .seconds(10))
+    let result = try ChildProcess.run(["sh", "-c", "sleep 30 & echo done"], timeout: .seconds(40))
     #expect(result.outputText == "done\n")
-    #expect(monotonicNow() - start < .seconds(2))
+    #expect(monotonicNow() - start < .seconds(20))
   }
 
   @Test func runHasAnOutputLimitAndNamesAMissingProgram() throws {

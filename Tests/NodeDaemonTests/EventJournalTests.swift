@@ -92,7 +92,7 @@ import Testing
       usleep(200_000)
       let start = ContinuousClock.now
       for number in 1...1000 { journal.append(event("\(number)")) }
-      #expect(ContinuousClock.now - start < .milliseconds(500))
+      #expect(ContinuousClock.now - start < .seconds(10))
       try database.execute(sql: "COMMIT")
     }
     var sentences: [String] = []

@@ -80,7 +80,7 @@ private final class Node: Sendable {
   let service: HeartbeatService
 
   init(
-    _ node: NodeID, _ links: [HeartbeatLink], port: Int, key: [UInt8], boot: String? = nil, detection: Int = 1000
+    _ node: NodeID, _ links: [HeartbeatLink], port: Int, key: [UInt8], boot: String? = nil, detection: Int = 3000
   ) throws {
     let events = Monitor<[HeartbeatEvent]>([])
     self.events = events
@@ -90,14 +90,14 @@ private final class Node: Sendable {
       handler: { event in events.withLock { $0.append(event) } })
   }
 
-  static func configuration(_ node: NodeID, _ links: [HeartbeatLink], detection: Int = 1000) -> HeartbeatConfiguration {
+  static func configuration(_ node: NodeID, _ links: [HeartbeatLink], detection: Int = 3000) -> HeartbeatConfiguration {
     HeartbeatConfiguration(
       node: node, links: links,
       settings: MembershipSettings(pulse: .milliseconds(50), detection: .milliseconds(detection)), revision: 3)
   }
 
   func sees(_ wanted: (HeartbeatEvent) -> Bool) -> Bool {
-    events.wait(timeout: .seconds(10)) { $0.contains(where: wanted) ? true : nil } == true
+    events.wait(timeout: .seconds(30)) { $0.contains(where: wanted) ? true : nil } == true
   }
   func sees(_ presence: PeerPresence) -> Bool {
     sees { if case .peer(presence, _) = $0 { true } else { false } }
@@ -182,7 +182,7 @@ private final class Node: Sendable {
       first.stop()
       second.stop()
     }
-    usleep(1_300_000)
+    usleep(3_500_000)
     #expect(first.events.withLock { $0 }.isEmpty && first.service.snapshot().presence == .unknown)
     first.service.use(Node.configuration(.first, links(7, 8)))
     #expect(first.sees(.up))
@@ -215,7 +215,7 @@ private final class Node: Sendable {
     let service = try HeartbeatService(
       configuration: Node.configuration(.first, links(1, 2)), seal: seal, boot: bootID(), port: port,
       handler: { event in events.withLock { $0.append(event) } })
-    #expect(events.wait(timeout: .seconds(5)) { $0.contains(.socketReady(link: "repl")) ? true : nil } == true)
+    #expect(events.wait(timeout: .seconds(20)) { $0.contains(.socketReady(link: "repl")) ? true : nil } == true)
     service.stop()
     munlockall()
     print("heartbeat warnings: \(events.withLock { $0 }.filter { if case .warning = $0 { true } else { false } })")

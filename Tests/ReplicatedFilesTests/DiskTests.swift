@@ -141,7 +141,7 @@ struct DiskTests {
     stop.set()
     for guest in guests { guest.join() }
     #expect(errors.withLock { $0 }.isEmpty, "the guest's own disk has room")
-    #expect(monotonicNow() - start < .seconds(15))
+    #expect(monotonicNow() - start < .seconds(60))
     try shell("rm -f $1/big $1/f[0-9]*", [pair.one.mountPoint])
     let session = try pair.one.connected()
     try pair.resync(source: pair.one, target: pair.two, session)
@@ -167,7 +167,7 @@ struct DiskTests {
     #expect(try pair.one.lost() == .frozen)
     let error = try diskError(failing)
     #expect([EIO, EROFS].contains(error.errno), "\(error)")
-    #expect(monotonicNow() - start < .seconds(5))
+    #expect(monotonicNow() - start < .seconds(30))
     if isGuests {
       // R11: the guest is taken from here, the other node starts it.
       try pair.one.unmount(force: true)

@@ -246,11 +246,11 @@ struct EngineTests {
 
   /// A hung or vanished peer is noticed by silence, and the reason says so.
   @Test func silenceEndsTheSession() throws {
-    let pair = try Pair(silence: .milliseconds(600))
+    let pair = try Pair(silence: .seconds(2))
     defer { pair.end() }
     let session = try pair.connect()
     // Keepalives hold an idle session.
-    usleep(1_500_000)
+    usleep(2_500_000)
     #expect(pair.one.engine.report().session == session)
     #expect(pair.two.engine.report().session == session)
     pair.two.tell(.send(session, Array("hello core".utf8)))

@@ -129,7 +129,8 @@ final class Pair: @unchecked Sendable {
   /// Where node 1 finds node 2; 127.0.0.2 is a `Relay`'s.
   private let addressOfTwo: String
 
-  init(silence: Duration = .seconds(2), addressOfTwo: String = "127.0.0.1") throws {
+  /// A process that does not run for half of `silence` gives its session up: it is longer than a busy machine takes to come back.
+  init(silence: Duration = .seconds(6), addressOfTwo: String = "127.0.0.1") throws {
     self.addressOfTwo = addressOfTwo
     folder = "/tmp/vmha-engine-\(getpid())-\(randomUInt64() % 1_000_000)"
     mkdir(folder, 0o755)
@@ -155,7 +156,7 @@ final class Pair: @unchecked Sendable {
 
   private let module = ModuleName("vm") ?? { preconditionFailure("'vm' is a module's name") }()
 
-  func configuration(_ side: Side, _ silence: Duration = .seconds(2)) -> EngineConfiguration {
+  func configuration(_ side: Side, _ silence: Duration = .seconds(6)) -> EngineConfiguration {
     let (own, peer) = side.node == .first ? ("one", "two") : ("two", "one")
     return EngineConfiguration(
       module: module, node: side.node, peerName: peer, port: port,

@@ -174,7 +174,7 @@ struct ProcessTests {
   /// An engine that was stopped for longer than `suspendAfter` answers no read that waited for it: the other side may have gone
   /// on. It holds the first one it finds, before any of its threads has looked at the clock (R2; timing relations).
   @Test func aStoppedEngineHoldsReadsFirst() throws {
-    let pair = try Pair()
+    let pair = try Pair(silence: .seconds(2))
     defer { pair.end() }
     try shell("printf A > $1/disk", [pair.two.backing])
     let process = try Process(root: pair.folder)
@@ -184,7 +184,7 @@ struct ProcessTests {
       kill(process.id, SIGKILL)
       _ = process.wait()
     }
-    _ = try ready(process, pair.configuration(pair.two))
+    _ = try ready(process, pair.configuration(pair.two, .seconds(2)))
     try process.tell(.connect)
     pair.one.tell(.connect)
     let session = try pair.one.connected()
@@ -207,6 +207,7 @@ struct ProcessTests {
     try process.expect("confirmed") { if case .sessionConfirmed(session) = $0 { true } else { nil } }
 
     kill(worker, SIGSTOP)
+    usleep(200_000)  // its threads stop one by one
     try process.tell(.confirmSession(session))
     let answer = Monitor<Int?>(nil)
     try HostThread.start(name: "read") {

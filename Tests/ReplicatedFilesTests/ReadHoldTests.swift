@@ -42,7 +42,7 @@ struct ReadHoldTests {
     let disk = "\(pair.one.mountPoint)/disk"
     pair.two.tell(.endSession)
     #expect(try pair.one.lost() == .frozen)
-    #expect(try Read(disk).answer(.milliseconds(500)) == 65, "a freeze that has just begun")
+    #expect(try Read(disk).answer(.seconds(3)) == 65, "a freeze that has just begun")
     try held(pair.one)
     #expect(pair.one.engine.report().areReadsHeld == true)
     let late = [try Read(disk), try Read(disk)]
@@ -58,19 +58,19 @@ struct ReadHoldTests {
 
   /// Alone there is nobody to wait for.
   @Test func aloneNothingIsHeld() throws {
-    let pair = try Pair(silence: .milliseconds(600))
+    let pair = try Pair(silence: .seconds(2))
     defer { pair.end() }
     try shell("printf A > $1/disk", [pair.one.backing])
     try pair.one.mount()
     pair.one.tell(.setPolicy(.alone))
-    usleep(1_000_000)
+    usleep(1_800_000)
     #expect(try Read("\(pair.one.mountPoint)/disk").answer(.seconds(5)) == 65)
     #expect(pair.one.events.withLock { list in !list.contains { if case .readsHeld = $0 { true } else { false } } })
   }
 
   /// An unmount by force ends what is held.
   @Test func heldReadsEndWithTheMount() throws {
-    let pair = try Pair(silence: .milliseconds(600))
+    let pair = try Pair(silence: .seconds(2))
     defer { pair.end() }
     try shell("printf A > $1/disk", [pair.one.backing])
     _ = try pair.settled()

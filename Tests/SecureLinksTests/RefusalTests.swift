@@ -88,7 +88,7 @@ import Testing
       _ = try SecureStream.connect(
         to: "127.0.0.1", port: mute, context: context, expectedPeer: nil, timeout: .milliseconds(200))
     }
-    #expect(timeout?.code == .timedOut && monotonicNow() - start < .seconds(3))
+    #expect(timeout?.code == .timedOut && monotonicNow() - start < .seconds(10))
     let missing = secureError {
       _ = try SecureStream.connect(
         from: "192.0.2.77", to: "127.0.0.1", port: 1, context: context, expectedPeer: nil, timeout: .seconds(1))

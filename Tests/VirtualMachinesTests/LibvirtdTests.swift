@@ -71,7 +71,7 @@ private let guest = """
     try daemon.shell("kill -STOP $(cat /run/libvirtd.pid)")
     let hung = #expect(throws: HypervisorError.self) { try hypervisor.state(of: "vm1") }
     #expect(hung?.code == .timedOut)
-    #expect(monotonicNow() - began < .seconds(6))
+    #expect(monotonicNow() - began < .seconds(20))
     try daemon.shell("kill -CONT $(cat /run/libvirtd.pid)")
     #expect(eventually { (try? hypervisor.state(of: "vm1").state) == .shutOff })
 
