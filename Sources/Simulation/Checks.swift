@@ -12,8 +12,9 @@ struct Ledger {
     /// Which acknowledgement it was.
     let serial: Int
   }
-  /// By number: when its turn in the file came, and under which branch. What overlaps is applied in this order.
-  private(set) var turns: [(order: Int, branch: BranchID)] = [(0, .empty)]
+  /// By number: when its turn in the file came, and under which branches: the next engine does again what the one before it had not
+  /// answered. What overlaps is applied in this order.
+  private(set) var turns: [(order: Int, branches: [BranchID])] = [(0, [])]
   private var lastTurn = 0
   /// Acknowledged and then flushed, under this branch. By block the last one, by order.
   var floors = [[BranchID: Int]](repeating: [:], count: Contents.blockCount)
@@ -24,13 +25,14 @@ struct Ledger {
   var guestStarts = 0
 
   mutating func newWrite() -> Int {
-    turns.append((0, .empty))
+    turns.append((0, []))
     return turns.count - 1
   }
 
   mutating func begins(_ number: Int, _ branch: BranchID) {
     lastTurn += 1
-    turns[number] = (lastTurn, branch)
+    turns[number].order = lastTurn
+    if !turns[number].branches.contains(branch) { turns[number].branches.append(branch) }
   }
 
   /// The block holds this write or one that came after it.
@@ -147,9 +149,9 @@ extension World {
     }
     for block in 0..<Contents.blockCount {
       let held = ledger.turns[contents.blocks[block]]
-      if held.order > 0, !record.history.contains(held.branch) {
+      if held.order > 0, !held.branches.contains(where: record.history.contains) {
         violate(
-          "I8: \(node.name) starts a guest on block \(block) of branch \(held.branch), which is not in its history")
+          "I8: \(node.name) starts a guest on block \(block) of \(held.branches), none of which is in its history")
       }
       for (branch, number) in ledger.floors[block] where isPromised(branch) {
         if !ledger.holds(contents, block, number) { return miss(number, branch) }
