@@ -21,6 +21,7 @@ extension MirrorModule {
 
   private mutating func suspend() {
     isSuspensionWanted = true
+    hasSuspended = true
     out.append(.suspendGuest)
   }
 
@@ -47,8 +48,8 @@ extension MirrorModule {
   mutating func suspensionSaid(_ event: Event) {
     switch event {
     case .guestSuspended:
-      // Not known before: libvirt did not answer when this process began.
-      if guest == .unknown { isSuspensionWanted = true }
+      // Asked for by an earlier vmhad, and not to be seen when this one began.
+      if guest == .unknown || !hasSuspended { isSuspensionWanted = true }
       guard guest == .running || guest == .unknown else { return }
       guest = .suspended
       suspensionTrouble = nil

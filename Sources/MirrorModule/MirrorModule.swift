@@ -96,6 +96,8 @@ public struct MirrorModule: Sendable, Codable, Hashable {
   var areReadsHeld = false
   /// `suspendGuest` was the last word about the guest's virtual CPUs.
   var isSuspensionWanted = false
+  /// This core said `suspendGuest` at least once.
+  var hasSuspended = false
   var suspensionTrouble: String?
   /// The guest was shutting down when it was cut off, and is destroyed instead.
   var isCutShort = false

@@ -213,6 +213,14 @@ extension World {
     return core
   }
 
+  /// libvirt carries a suspension out that an earlier vmhad asked for, after this one has begun (simulation, seed 20134 of `wait`).
+  @Test func aSuspensionThatComesLateIsTakenBack() {
+    var core = primary()
+    #expect(core.handle(.guestSuspended, at: start).contains(.resumeGuest))
+    _ = core.handle(.guestReleased, at: start)
+    #expect(core.status.guest == .running)
+  }
+
   /// A host that stood still finds its guest dead before it finds out that the peer went on alone (simulation, seed 794).
   @Test func aGuestStartsInASessionOnlyOnTheEnginesWord() {
     var core = primary()
