@@ -51,6 +51,7 @@ extension AllLabs.Split {
     try await bothSeparated(lab)
     try await powerCutWithoutWitness(lab)
     try await lab.must("arbiter", "fence", within: 200)
+    try await wrongFenceFile(lab)
     try await hungHost(lab)
     try await lab.must("arbiter", "none", within: 200)
   }
@@ -100,6 +101,16 @@ extension AllLabs.Split {
     try await lab.healthy()
     try await lab.vmha("node2", "set", "vm2", "--arbiter", "cluster")
     #expect(try await !lab.vmha("node1", "status").out.contains("has its own"))
+  }
+
+  /// node1's file for node2 names node1.
+  private static func wrongFenceFile(_ lab: Lab) async throws {
+    let file = "/etc/vmha/fence-2.options"
+    try await lab.must("exec", "node1", "sed", "-i.right", "s/node2/node1/", file)
+    let check = try await lab.run(["exec", "node2", "vmha", "check"])
+    #expect(check.code == 1 && check.all.contains("would power off the node that runs it"), "\(check)")
+    try await lab.must("exec", "node1", "mv", "\(file).right", file)
+    try await lab.vmha("node2", "check")
   }
 
   /// A host that hangs, and would come back: the agent takes its power before the guest starts elsewhere.
