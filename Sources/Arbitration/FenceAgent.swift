@@ -27,11 +27,15 @@ public struct FenceAgent: Sendable {
 
   private let configuration: FenceConfiguration
   private let target: String
+  private let ownName: String
+  private let ownAddresses: [String]
 
-  /// `target`: the host it powers off, for sentences.
-  public init(_ configuration: FenceConfiguration, target: String) {
+  /// `target`: the host it powers off, for sentences. `ownName`, `ownAddresses`: the node that runs it, which must not be the target.
+  public init(_ configuration: FenceConfiguration, target: String, ownName: String, ownAddresses: [String]) {
     self.configuration = configuration
     self.target = target
+    self.ownName = ownName
+    self.ownAddresses = ownAddresses
   }
 
   /// Powers off and returns only when the status says so.
@@ -73,20 +77,41 @@ public struct FenceAgent: Sendable {
     }
   }
 
-  private func readOptions() throws -> String {
-    let text = try SecretFile.read(configuration.optionsFile)
-    let lines = text.split(whereSeparator: \.isNewline).map { $0.drop { $0 == " " } }
-      .filter { !$0.isEmpty && !$0.hasPrefix("#") }
-    for line in lines {
-      guard let equals = line.firstIndex(of: "="), equals > line.startIndex else {
-        throw ArbitrationError(.configuration, "\(configuration.optionsFile) has a line that is not key=value")
-      }
-      guard line[..<equals] != "action" else {
-        throw ArbitrationError(.configuration, "\(configuration.optionsFile) must not set the action")
-      }
+  /// Whom the options name, in words that are equal on both nodes only if both would power off the same machine.
+  public func describeTarget() throws -> String { try checkedOptions().target(agent: configuration.agent) }
+
+  /// Whether the device itself says that the plug belongs to this node. Says nothing of devices that list no names.
+  public func checkList() throws -> String {
+    let options = try checkedOptions()
+    guard let plug = options.plug else { return "the options name no plug" }
+    let result = try run("list", options.text, Self.statusMax)
+    guard result.status == 0 else { return "this agent lists no plugs" }
+    let rows = result.outputText.split(whereSeparator: \.isNewline)
+      .map { $0.split(separator: ",", omittingEmptySubsequences: false).map { $0.lowercased() } }
+    guard let row = rows.first(where: { $0.prefix(2).contains(plug) }) else {
+      return "the device does not tell whose plug \(plug) is"
     }
-    return lines.map { $0 + "\n" }.joined()
+    guard !row.contains(where: { FenceOptions.firstLabel($0) == FenceOptions.firstLabel(ownName) }) else {
+      throw ArbitrationError(
+        .configuration,
+        "\(configuration.optionsFile) is for \(target), but the device says that plug \(plug) is this node, \(ownName)")
+    }
+    return "the device knows plug \(plug)"
+      + (row.contains { FenceOptions.firstLabel($0) == FenceOptions.firstLabel(target) } ? " as \(target)" : "")
   }
+
+  /// R5: options that name this node are no way to power off the other one.
+  private func checkedOptions() throws -> FenceOptions {
+    let file = configuration.optionsFile
+    let options = try FenceOptions(text: try SecretFile.read(file), file: file)
+    if let why = options.objection(ownName: ownName, ownAddresses: ownAddresses) {
+      throw ArbitrationError(
+        .configuration, "\(file) is for \(target), but would power off the node that runs it: \(why)")
+    }
+    return options
+  }
+
+  private func readOptions() throws -> String { try checkedOptions().text }
 
   private func run(_ action: String, _ options: String, _ limit: Duration) throws -> ChildProcess.Result {
     do {

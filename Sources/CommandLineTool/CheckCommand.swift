@@ -6,7 +6,7 @@ struct CheckCommand: ToolCommand {
     commandName: "check", abstract: "Rehearse the arbiter on both nodes.",
     discussion: """
       The witness is read and written (a key of its own), each VM's register is compared with both copies, fence devices \
-      are asked for their status, ping addresses are pinged. Nothing is powered off and no VM is touched. \
+      are asked for their status and whom they power off, ping addresses are pinged. Nothing is powered off and no VM is touched. \
       Exit code 0 if everything that would be needed works, else 1.
       """)
 
@@ -26,6 +26,9 @@ struct CheckCommand: ToolCommand {
 
   static func lines(_ report: CheckReport, _ console: Console) -> [String] {
     var lines = ["arbiter: \(report.arbiter)"]
+    for (module, text) in (report.moduleArbiters ?? [:]).sorted(by: { $0.key < $1.key }) {
+      lines.append("  \(module) has its own: \(text)")
+    }
     if report.checks.isEmpty { return lines + ["", "There is nothing to rehearse: it asks nobody."] }
     var table = Table()
     table.rightAligned = [3]

@@ -35,6 +35,9 @@ struct ClusterCommand: ParsableCommand {
     table.add(["detection", Styled(Wording.milliseconds(cluster.detectionMilliseconds))])
     table.add(["boot wait", Styled(Wording.milliseconds(cluster.bootWaitMilliseconds))])
     table.add(["arbiter", Styled(cluster.arbiter)])
+    for (module, arbiter) in (cluster.moduleArbiters ?? [:]).sorted(by: { $0.key < $1.key }) {
+      table.add([Styled("arbiter of \(module)"), Styled(arbiter)])
+    }
     for (name, value) in (cluster.arbiterSettings ?? [:]).sorted(by: { $0.key < $1.key }) {
       table.add([Styled(name), Styled(value)])
     }

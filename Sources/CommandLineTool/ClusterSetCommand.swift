@@ -112,7 +112,7 @@ struct ClusterSetCommand: ToolCommand {
     return changes
   }
 
-  private static let arbiters = ["witness", "fence", "witness+fence", "wait", "policy=none", "policy=ping"]
+  static let arbiters = ["witness", "fence", "witness+fence", "wait", "policy=none", "policy=ping"]
   private static let arbiterSettings = [
     "witness-endpoints", "witness-ca", "witness-certificate", "witness-key", "witness-user", "witness-password-file",
     "fence-1", "fence-2", "ping",

@@ -21,6 +21,8 @@ struct StatusRendering {
     var lines = [Styled("cluster \(cluster.name)", .bold).rendered(console)]
     lines += hosts()
     lines += ["", "arbiter: \(status.arbiter)"]
+    lines += status.modules.filter { $0.arbiter?.own ?? false }
+      .map { "  \($0.name) has its own: \($0.arbiter?.text ?? "")" }
     lines += status.warnings.flatMap { warning in
       [Styled("warning: ", .yellow).rendered(console) + warning.what, "         \(warning.whatToDo)"]
     }
@@ -128,6 +130,7 @@ struct StatusRendering {
     if let priority = module.resyncPriority, priority != .normal {
       facts.add(["resync", Styled("\(priority.rawValue) priority")])
     }
+    if let arbiter = module.arbiter { facts.add(["arbiter", Styled((arbiter.own ? "its own, " : "") + arbiter.text)]) }
     facts.add(["replication", Styled(module.replicationLink.map { "over link \($0)" } ?? "no session")])
     facts.add(["in flight", Styled("\(module.requestsInFlight) requests")])
     if let check = module.check { facts.add(["check", Styled(text(check))]) }

@@ -27,6 +27,8 @@ public struct ArbiterCheck: Sendable, Codable, Hashable {
 public struct CheckReport: Sendable, Codable, Hashable {
   /// As `ClusterStatus.arbiter`.
   public var arbiter: String
+  /// By name: the modules that have an arbiter of their own, in the same words; nil = none has.
+  public var moduleArbiters: [String: String]?
   /// All of `checks` did. True with none: an arbiter that nobody answers for cannot fail.
   public var passed: Bool
   public var checks: [ArbiterCheck]
@@ -34,5 +36,9 @@ public struct CheckReport: Sendable, Codable, Hashable {
     self.arbiter = arbiter
     self.checks = checks
     passed = checks.allSatisfy(\.passed)
+  }
+  enum CodingKeys: String, CodingKey {
+    case arbiter, passed, checks
+    case moduleArbiters = "module_arbiters"
   }
 }

@@ -30,6 +30,8 @@ public struct ModuleStatus: Sendable, Codable, Hashable {
   public var check: CheckStatus?
   /// Neither branch descends from the other (R12): both copies are kept, and the operator has to choose.
   public var split: Bool
+  /// Who decides when the nodes lose sight of each other; nil: this vmhad does not say.
+  public var arbiter: ModuleArbiter?
   /// nil: this vmhad does not know of priorities.
   public var resyncPriority: ResyncPriority?
   /// The add, remove or verification that works on the module now.
@@ -48,7 +50,7 @@ public struct ModuleStatus: Sendable, Codable, Hashable {
   }
 
   enum CodingKeys: String, CodingKey {
-    case name, number, wish, nodes, check, split, operation, verification
+    case name, number, wish, nodes, check, split, operation, verification, arbiter
     case preferredNode = "preferred_node"
     case resyncPriority = "resync_priority"
     case replicationLink = "replication_link"
@@ -113,6 +115,21 @@ public struct ModuleNodeStatus: Sendable, Codable, Hashable {
   enum CodingKeys: String, CodingKey {
     case node, id, current, state, readiness, standing, generation, guest, sentence, since, resync, branch
     case resyncWait = "resync_wait"
+  }
+}
+
+/// R5: the arbiter of one module.
+public struct ModuleArbiter: Sendable, Codable, Hashable {
+  /// `policy=none`, `policy=ping`, `wait`, `witness`, `fence` or `witness+fence`.
+  public var kind: String
+  /// Its own; false = the cluster's.
+  public var own: Bool
+  /// In words, as `ClusterStatus.arbiter`.
+  public var text: String
+  public init(kind: String, own: Bool, text: String) {
+    self.kind = kind
+    self.own = own
+    self.text = text
   }
 }
 

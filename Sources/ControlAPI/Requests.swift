@@ -267,6 +267,8 @@ public struct ClusterDescription: Sendable, Codable, Hashable {
   public var scrubRateMiB: Int?
   /// What is set up for arbiters, whichever is chosen: names and values as `vmha cluster set` takes them.
   public var arbiterSettings: [String: String]?
+  /// By name: the modules that have an arbiter of their own, and which.
+  public var moduleArbiters: [String: String]?
   /// SHA-256 of the CA certificate; nil if it cannot be read.
   public var fingerprint: String?
   /// End of this node's certificate.
@@ -288,6 +290,7 @@ public struct ClusterDescription: Sendable, Codable, Hashable {
   }
   enum CodingKeys: String, CodingKey {
     case identity, nodes, links, arbiter, fingerprint, warnings
+    case moduleArbiters = "module_arbiters"
     case bootPolicy = "boot_policy"
     case forceAfterSeconds = "force_after_s"
     case splitPolicy = "split_policy"

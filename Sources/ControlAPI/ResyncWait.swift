@@ -17,9 +17,19 @@ public struct ResyncWait: Sendable, Codable, Hashable {
 
 /// `vmha set`: nil = leave as it is. Done on both nodes or, if one cannot be reached, on neither.
 public struct ModuleChanges: Sendable, Codable, Hashable {
+  /// As `arbiter`: back to the cluster's.
+  public static let clustersArbiter = "cluster"
   /// Counts at once, for a resync that waits; one that runs is not interrupted.
   public var resyncPriority: ResyncPriority?
-  public init(resyncPriority: ResyncPriority? = nil) { self.resyncPriority = resyncPriority }
+  /// R5: the module's own arbiter, as `ClusterChanges.arbiter`, or `clustersArbiter`.
+  public var arbiter: String?
+  public init(resyncPriority: ResyncPriority? = nil, arbiter: String? = nil) {
+    self.resyncPriority = resyncPriority
+    self.arbiter = arbiter
+  }
   public var isEmpty: Bool { self == ModuleChanges() }
-  enum CodingKeys: String, CodingKey { case resyncPriority = "resync_priority" }
+  enum CodingKeys: String, CodingKey {
+    case arbiter
+    case resyncPriority = "resync_priority"
+  }
 }

@@ -39,7 +39,7 @@ public struct ControlClient: ControlService {
     return answer.operation
   }
   public func setModule(_ name: String, _ changes: ModuleChanges) async throws {
-    let _: Nothing = try await call(.POST, path(name, "set"), changes)
+    let _: Nothing = try await call(.POST, path(name, "set"), changes, timeout: Self.peerCallTimeout)
   }
   public func verifyModule(_ name: String, repair: Bool) async throws -> OperationID {
     let answer: OperationAnswer = try await call(.POST, path(name, "verify"), VerifyBody(repair: repair))

@@ -191,10 +191,19 @@ extension MirrorModule {
       fail("the disks cannot be brought up here: \(why)", kill: false)
     case "unmount":
       if case .closing(let closing) = phase, closing.step == .unmount { engine(.unmount(force: true)) }
+    case "setPolicy": policyRefused(why)
     case "confirmSession": startCheck = nil  // the guest's retry asks again
     case "startResync", "flushBarrier", "acceptReplication": retrySession()
     default: break
     }
+  }
+
+  /// R2, R10: in sync, and the engine will acknowledge nothing in this session, for instance after it was given the token. Nobody else
+  /// would ever end it: R9 has ways on. While the peer adopts, the engine's own word about the session says more.
+  private mutating func policyRefused(_ why: String) {
+    guard case .prim(let session) = phase else { return }
+    engine(.endSession)
+    sessionLost(session, "the own engine does not take writes in it: \(why)")
   }
 
   /// The engine would not do its part in a session that may still be there: a new one, after a pause.

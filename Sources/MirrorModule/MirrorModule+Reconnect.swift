@@ -49,6 +49,22 @@ extension MirrorModule {
     }
   }
 
+  /// R1: a session in which something was not understood cannot go on. The core ends it itself, so that whatever the engine still says of
+  /// it is not taken for the next one.
+  mutating func peerUnreadable(_ session: SessionID, _ why: String) {
+    guard session == self.session else { return }
+    let what =
+      "a message of \(settings.peerName) was not understood (\(why)); do both nodes run versions that go together?"
+    guard phase == .waiting else {
+      engine(.endSession)
+      return sessionLost(session, what)
+    }
+    // Not again at once: the next one will say the same.
+    endSession()
+    arm(.reconnect, after: MirrorSettings.engineRestartPause)
+    say(what, .alarm, rule: "R1")
+  }
+
   private mutating func met(_ theirs: Hello, _ session: SessionID) {
     guard var shake = handshake, shake.session == session, shake.theirs == nil, theirs.node == settings.node.peer else {
       return

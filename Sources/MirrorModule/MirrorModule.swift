@@ -184,6 +184,7 @@ public struct MirrorModule: Sendable, Codable, Hashable {
     case .engineGone(let why): engineGone(why)
     case .engineReplaced(let report, let why): engineReplaced(report, why)
     case .peerMessage(let session, let message): peerSaid(message, in: session)
+    case .peerMessageUnreadable(let session, let why): peerUnreadable(session, why)
     case .guestStarted, .guestStartFailed, .guestOff, .guestPaused, .guestResumed, .guestStuck: guestSaid(event)
     case .branchArchived(let branch): archived(branch)
     case .branchArchiveFailed(let branch, let why): archiveFailed(branch, why)

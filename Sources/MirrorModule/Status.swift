@@ -18,6 +18,8 @@ public struct MirrorStatus: Sendable, Codable, Hashable {
   public var resync: ResyncProgress?
   /// The witness would give no right now, and why: DEGRADED before the day it is needed. nil = it would, or is not used.
   public var arbiterTrouble: String?
+  /// The arbiter that this core would ask: what it was told before is answered or void (R5). nil = a version that does not say.
+  public var arbiter: ArbiterPolicy?
 }
 
 extension MirrorModule {
@@ -30,7 +32,7 @@ extension MirrorModule {
       splitGeneration: splitWith?.generation,
       sentence: splitWith != nil
         ? splitSentence : guestSentence,
-      since: sentenceSince, resync: resync, arbiterTrouble: watch.trouble)
+      since: sentenceSince, resync: resync, arbiterTrouble: watch.trouble, arbiter: settings.arbiter)
   }
 
   private var splitSentence: String {

@@ -182,6 +182,8 @@ public enum Event: Sendable, Codable, Hashable {
   /// told and had not answered is lost.
   case engineReplaced(EngineReport, why: String)
   case peerMessage(SessionID, PeerMessage)
+  /// The peer's core said something in this session that the shell cannot read.
+  case peerMessageUnreadable(SessionID, why: String)
   case guestStarted
   case guestStartFailed(why: String)
   case guestOff(GuestEnd)

@@ -34,9 +34,14 @@ public struct FenceConfiguration: Codable, Sendable, Hashable {
 extension ClusterConfiguration {
   public static let pingAddressCountMax = 4
 
+  /// R5: the one that decides for this module.
+  public func arbiter(of module: ModuleName) -> Arbiter { moduleArbiters[module] ?? arbiter }
+  /// Everything that some module may ask, each once.
+  public var arbitersInUse: Set<Arbiter> { Set(moduleArbiters.values).union([arbiter]) }
+
   mutating func readArbiter(_ element: XMLElement, file: String) throws(ConfigurationError) {
     let reader = try ElementReader(
-      element, file: file, attributes: ["kind"], children: ["witness", "fence", "ping"])
+      element, file: file, attributes: ["kind"], children: ["witness", "fence", "ping", "module"])
     arbiter = try reader.value("kind", allowed: words(Arbiter.self), Arbiter.init(rawValue:))
     if let element = try reader.atMostOne("witness") { witness = try Self.readWitness(element, file: file) }
     for element in try reader.many("fence", 0...2) {
@@ -51,6 +56,14 @@ extension ClusterConfiguration {
     for element in try reader.many("ping", 0...Self.pingAddressCountMax) {
       let ping = try ElementReader(element, file: file, attributes: ["address"])
       pingAddresses.append(try ping.value("address", allowed: Values.addressAllowed, Values.address))
+    }
+    for element in try reader.many("module", 0...moduleCountMax) {
+      let module = try ElementReader(element, file: file, labelled: "name", attributes: ["name", "kind"])
+      let kind = try module.value("kind", allowed: words(Arbiter.self), Arbiter.init(rawValue:))
+      let name = try module.value("name", allowed: moduleNameAllowed, ModuleName.init)
+      if moduleArbiters.updateValue(kind, forKey: name) != nil {
+        throw module.error(.relation, "this module has two arbiters", "one for each module")
+      }
     }
   }
 
@@ -81,16 +94,12 @@ extension ClusterConfiguration {
     func refuse(_ what: String, _ allowed: String) {
       found.append(.init(.relation, "arbiter", what, allowed))
     }
-    if arbiter.asksWitness, witness == nil {
-      refuse("the witness has no endpoint", "arbiter=\(arbiter.rawValue) needs witness-endpoints=URL[,URL]")
+    found += missingParts(of: arbiter, "arbiter=\(arbiter.rawValue)")
+    for (module, kind) in moduleArbiters.sorted(by: { $0.key < $1.key }) {
+      found += missingParts(of: kind, "\(kind.rawValue), the arbiter of \(module),")
     }
-    if arbiter.fences, nodes.contains(where: { fences[$0.id] == nil }) {
-      refuse(
-        "not every node has a fence agent",
-        "arbiter=\(arbiter.rawValue) needs fence-1=AGENT:FILE and fence-2=AGENT:FILE")
-    }
-    if arbiter == .policyPing, pingAddresses.isEmpty {
-      refuse("there is no ping address", "arbiter=policy=ping needs ping=ADDRESS[,ADDRESS]")
+    if moduleArbiters.count > moduleCountMax {
+      refuse("\(moduleArbiters.count) modules with an arbiter of their own", "at most \(moduleCountMax)")
     }
     if let witness {
       let count = WitnessConfiguration.endpointCountMax
@@ -131,6 +140,21 @@ extension ClusterConfiguration {
     return found
   }
 
+  private func missingParts(of kind: Arbiter, _ who: String) -> [ConfigurationProblem] {
+    var found: [ConfigurationProblem] = []
+    func refuse(_ what: String, _ needs: String) {
+      found.append(.init(.relation, "arbiter", what, "\(who) needs \(needs)"))
+    }
+    if kind.asksWitness, witness == nil { refuse("the witness has no endpoint", "witness-endpoints=URL[,URL]") }
+    if kind.fences, nodes.contains(where: { fences[$0.id] == nil }) {
+      refuse("not every node has a fence agent", "fence-1=AGENT:FILE and fence-2=AGENT:FILE")
+    }
+    if kind == .policyPing, pingAddresses.isEmpty {
+      refuse("there is no ping address", "ping=ADDRESS[,ADDRESS]")
+    }
+    return found
+  }
+
   func arbiterXML() -> String {
     var inner = ""
     if let witness {
@@ -147,6 +171,9 @@ extension ClusterConfiguration {
       inner += " options=\"\(escapedXML(fence.optionsFile))\"/>\n"
     }
     for address in pingAddresses { inner += "    <ping address=\"\(escapedXML(address))\"/>\n" }
+    for (module, kind) in moduleArbiters.sorted(by: { $0.key < $1.key }) {
+      inner += "    <module name=\"\(escapedXML(module.text))\" kind=\"\(kind.rawValue)\"/>\n"
+    }
     let head = "  <arbiter kind=\"\(arbiter.rawValue)\""
     return inner.isEmpty ? "\(head)/>" : "\(head)>\n\(inner)  </arbiter>"
   }

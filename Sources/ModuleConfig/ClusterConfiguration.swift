@@ -104,7 +104,11 @@ public struct ClusterConfiguration: Codable, Sendable, Hashable {
   public var pulse: Duration
   /// No beat on any link for this long: the peer counts as lost. 1 s to 120 s, at least four pulses.
   public var detection: Duration
+  /// Of every module that has none of its own.
   public var arbiter: Arbiter
+  /// R5: the modules that have one of their own. Which etcd, fence agents and ping addresses is the cluster's affair. At most
+  /// `moduleCountMax`.
+  public var moduleArbiters: [ModuleName: Arbiter] = [:]
   /// nil = none is set up. Stays when another arbiter is chosen.
   public var witness: WitnessConfiguration?
   /// What powers that node off.

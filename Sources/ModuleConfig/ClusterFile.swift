@@ -208,6 +208,13 @@ extension ClusterConfiguration {
             + "each other",
           whatToDo: "vmha cluster set arbiter=witness witness-endpoints=URL (docs/operating/arbiters.md)"))
     }
+    let splitting = moduleArbiters.filter(\.value.canSplit).keys.sorted().map(\.text)
+    if !splitting.isEmpty {
+      found.append(
+        .init(
+          what: "can split by an arbiter of its own, without a witness: \(splitting.joined(separator: ", "))",
+          whatToDo: "vmha set \(splitting.joined(separator: " ")) --arbiter cluster (docs/operating/arbiters.md)"))
+    }
     if forceAfter != .zero {
       found.append(
         .init(
@@ -246,7 +253,7 @@ extension ClusterConfiguration {
         <heartbeat pulse="\(time(pulse))" detection="\(time(detection))"/>
 
         <!-- Who may let a node go on alone: policy=none = nobody is asked (can split), wait = peer or operator;
-             witness, fence and others: docs/operating/arbiters.md. -->
+             witness, fence and others: docs/operating/arbiters.md. <module>: a VM with another one ('vmha set'). -->
       \(arbiterXML())
 
         <!-- A node that boots waits this long for its peer; then policy: arbiter = as above, wait = go on waiting.

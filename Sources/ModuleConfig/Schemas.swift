@@ -21,17 +21,20 @@ enum Schemas {
             </optional>
             <optional>
               <element name="arbiter">
-                <attribute name="kind">
-                  <choice>
-                    <value>policy=none</value><value>policy=ping</value><value>wait</value><value>witness</value>
-                    <value>fence</value><value>witness+fence</value>
-                  </choice>
-                </attribute>
+                <attribute name="kind"><ref name="arbiter-kind"/></attribute>
                 <interleave>
                   <optional><ref name="witness"/></optional>
                   <zeroOrMore><ref name="fence"/></zeroOrMore>
                   <zeroOrMore>
                     <element name="ping"><attribute name="address"><data type="string"><param name="pattern">[0-9a-fA-F.:]+</param></data></attribute></element>
+                  </zeroOrMore>
+                  <zeroOrMore>
+                    <element name="module">
+                      <attribute name="name">
+                        <data type="string"><param name="pattern">[A-Za-z0-9_+][A-Za-z0-9._+\-]{0,63}</param></data>
+                      </attribute>
+                      <attribute name="kind"><ref name="arbiter-kind"/></attribute>
+                    </element>
                   </zeroOrMore>
                 </interleave>
               </element>
@@ -65,6 +68,12 @@ enum Schemas {
           </interleave>
         </element>
       </start>
+      <define name="arbiter-kind">
+        <choice>
+          <value>policy=none</value><value>policy=ping</value><value>wait</value><value>witness</value>
+          <value>fence</value><value>witness+fence</value>
+        </choice>
+      </define>
       <define name="node">
         <element name="node">
           <attribute name="id"><ref name="node-id"/></attribute>

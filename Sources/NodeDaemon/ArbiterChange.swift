@@ -4,55 +4,95 @@ import MirrorModule
 import Model
 import ModuleConfig
 
-// R5: the arbiter is changed by command only, while both nodes are in sync, and both acknowledge it.
+/// R5: the arbiter is changed by command only, while both nodes are in sync, and both acknowledge it. One command, from its checks to its
+/// last step; what it needs of the node comes in, so that a test can stop it anywhere.
+struct ArbiterChange {
+  /// Both cores must have what the configuration says within so many looks: they may be busy with what came before.
+  static let looksMax = 100
+  static let lookEvery: Duration = .milliseconds(100)
+
+  /// What was not done, if it is refused.
+  let what: String
+  /// Of every module, of both nodes. Throws `ControlError`.
+  let reports: () throws -> [ModuleReport]
+  let rehearse: (ClusterConfiguration) throws -> CheckReport
+  /// On both nodes, durably.
+  let write: (_ new: ClusterConfiguration, _ old: ClusterMembership) throws -> ClusterMembership
+  /// Waits; true: it is no use waiting any longer.
+  let pause: (Duration) -> Bool
+
+  /// Writes `new`, or first what must lie between. Throws `ControlError`, `ClusterError` or `ConfigurationError`.
+  func run(to new: ClusterConfiguration, from membership: ClusterMembership) throws -> ClusterMembership {
+    let steps = ArbiterSteps(from: membership.configuration, to: new)
+    guard !steps.isEmpty else { return try write(new, membership) }
+    try new.validate()
+    try requireInSync(what, steps, under: membership.configuration)
+    if let failed = try rehearse(steps.trial).checks.first(where: { !$0.passed }) {
+      throw ControlError(
+        .refused, what, why: "\(failed.node): \(failed.what): \(failed.detail)",
+        next: "mend it and repeat; docs/operating/arbiters.md says how to set one up")
+    }
+    var path = steps.configurations
+    let first = try write(path.removeFirst(), membership)
+    guard let last = path.first else { return first }
+    let half = "the arbiter is 'wait' now, and not \(steps.wanted) yet"
+    // A right of the arbiter before may have come while `wait` was on its way: then this node, or the other, is alone.
+    try requireInSync(half, steps, under: first.configuration)
+    do { return try write(last, first) } catch {
+      throw ControlError(
+        .failed, half, why: "\(error)", next: "see 'vmha cluster show'; repeat the command when both nodes are up")
+    }
+  }
+
+  /// Every module that gets another arbiter, as both nodes say now: in sync or stopped, and its core has what `present` says, so that no
+  /// right of another arbiter is still to come.
+  private func requireInSync(_ what: String, _ steps: ArbiterSteps, under present: ClusterConfiguration) throws {
+    guard present.nodes.count == 2 else { return }
+    for look in 1... {
+      let reports = try reports().filter { steps.affects($0.module) }
+      if let report = reports.first(where: { !$0.status.inSync && $0.status.state != .stop }) {
+        throw ControlError(
+          .refused, what,
+          why: "\(report.module) is not in sync (\(report.status.sentence)): a right that is under way must not meet "
+            + "another",
+          next: "wait until 'vmha status' shows PRIM and SECOND ready, or stop the VM")
+      }
+      let late = reports.first { $0.status.arbiter != arbiterPolicy(present.arbiter(of: $0.module)) }
+      guard let late else { return }
+      guard look < Self.looksMax, !pause(Self.lookEvery) else {
+        throw ControlError(
+          .refused, what,
+          why:
+            "\(late.module) has not taken the present arbiter, \(present.arbiter(of: late.module).rawValue), into use on "
+            + "both nodes",
+          next: "see 'vmha log \(late.module)'; both nodes must run the same version; then repeat the command")
+      }
+    }
+  }
+}
+
 extension Daemon {
-  /// nil = the arbiter and what belongs to it stay as they are. Else: the configurations to write, one after the other.
-  ///
-  /// Two arbiters do not exclude each other, and two nodes never change at the same instant: between two of them lies `wait`, under which
-  /// nobody gets a right, acknowledged by both.
-  static func stepsToArbiter(
-    of new: ClusterConfiguration, from old: ClusterConfiguration
-  ) -> [ClusterConfiguration]? {
-    let isSame =
-      new.arbiter == old.arbiter && new.witness == old.witness && new.fences == old.fences
-      && new.pingAddresses == old.pingAddresses
-    if isSame { return nil }
-    if new.arbiter == .wait || old.arbiter == .wait { return [new] }
-    var between = old
-    between.arbiter = .wait
-    return [between, new]
+  /// Throws as `ArbiterChange.run`.
+  func changeStepwise(
+    to new: ClusterConfiguration, from membership: ClusterMembership, _ what: String
+  ) throws -> ClusterMembership {
+    let change = ArbiterChange(
+      what: what, reports: { try self.ownReports() + self.peerReports(what) },
+      rehearse: { try self.rehearseBoth($0) }, write: { try self.changeCluster(to: $0, from: $1) },
+      pause: { self.isStopping(within: $0) })
+    return try change.run(to: new, from: membership)
   }
 
-  func checkArbiterMayChange(to new: ClusterConfiguration) throws {
-    let what = "the arbiter was not changed"
-    try requireInSync(what)
-    let report = try rehearseBoth(new)
-    guard let failed = report.checks.first(where: { !$0.passed }) else { return }
-    throw ControlError(
-      .refused, what, why: "\(failed.node): \(failed.what): \(failed.detail)",
-      next: "mend it and repeat; docs/operating/arbiters.md says how to set one up")
-  }
-
-  /// Every module, on both nodes, as they say now; throws `ControlError` with `what`.
-  func requireInSync(_ what: String) throws {
-    guard snapshot().cluster?.nodes.count == 2 else { return }
-    let reports: [ModuleReport]
+  private func peerReports(_ what: String) throws -> [ModuleReport] {
     do {
-      guard case .report(let answer) = try callPeer(.report, timeout: Self.reportTimeout) else {
+      guard case .report(let reports) = try callPeer(.report, timeout: Self.reportTimeout) else {
         throw HostError(.invalid, "peer.report", path: peerName, "the peer's answer was not one")
       }
-      reports = answer
+      return reports
     } catch {
       throw ControlError(
         .peerUnreachable, what, why: "both nodes must acknowledge it, and \(peerName) does not answer: \(error)",
         next: "repeat it when both nodes are up", httpStatus: 409)
-    }
-    for report in ownReports() + reports where !report.status.inSync && report.status.state != .stop {
-      throw ControlError(
-        .refused, what,
-        why: "\(report.module) is not in sync (\(report.status.sentence)): a right that is under way must not meet "
-          + "another",
-        next: "wait until 'vmha status' shows PRIM and SECOND ready, or stop the VM")
     }
   }
 

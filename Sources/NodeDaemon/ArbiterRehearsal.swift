@@ -19,9 +19,10 @@ final class ArbiterRehearsal {
   private var nodeName: String { cluster.node(node)?.name ?? "\(node)" }
 
   func run() {
-    if cluster.arbiter.asksWitness, let witness = cluster.witness { rehearse(witness) }
-    if cluster.arbiter.fences { rehearseFence() }
-    if cluster.arbiter == .policyPing {
+    let inUse = cluster.arbitersInUse
+    if inUse.contains(where: \.asksWitness), let witness = cluster.witness { rehearse(witness) }
+    if inUse.contains(where: \.fences) { rehearseFence() }
+    if inUse.contains(.policyPing) {
       attempt("ping") { "\(try PingAddresses.first(of: cluster.pingAddresses)) answers" }
     }
   }
@@ -85,6 +86,7 @@ final class ArbiterRehearsal {
   private func rehearseFence() {
     guard let agent = Arbiters.agent(against: node.peer, cluster) else { return }
     let target = cluster.node(node.peer)?.name ?? ""
+    attempt(FenceTarget.check) { try agent.describeTarget() }
     attempt("fence monitor") {
       try agent.monitor()
       return "the device that powers \(target) answers"
@@ -95,6 +97,7 @@ final class ArbiterRehearsal {
       }
       return "\(target) is on"
     }
+    attempt("fence list") { try agent.checkList() }
   }
 
   /// The register of one module, against what its core knows.
@@ -108,8 +111,27 @@ final class ArbiterRehearsal {
   }
 }
 
+/// R5: a node that powers itself off instead of its peer proves nothing, and ends what it should have saved.
+enum FenceTarget {
+  static let check = "fence target"
+
+  /// Both nodes' options name the same machine: one of them would power itself off.
+  static func sharedByBoth(_ checks: [ArbiterCheck]) -> ArbiterCheck? {
+    let targets = checks.filter { $0.what == check && $0.passed && $0.detail != FenceOptions.unnamed }
+    guard targets.count == 2, targets[0].node != targets[1].node, targets[0].detail == targets[1].detail else {
+      return nil
+    }
+    return ArbiterCheck(
+      node: "both", what: "a fence target each", module: nil, passed: false,
+      detail:
+        "both nodes would power the same machine off, one of them itself: \(targets[0].detail); the file of fence-1 must "
+        + "name node 1, and that of fence-2 node 2", milliseconds: 0)
+  }
+}
+
 extension Daemon {
-  static let rehearsalTimeout: Duration = .seconds(60)
+  /// A fence agent alone may be asked three times.
+  static let rehearsalTimeout: Duration = .seconds(75)
 
   /// On this node: the present configuration with the modules' registers, or one that is to be set.
   func rehearse(_ planned: ClusterConfiguration?) throws -> [ArbiterCheck] {
@@ -117,9 +139,10 @@ extension Daemon {
     guard let cluster = planned ?? view.cluster else { throw ControlError.noCluster() }
     let rehearsal = ArbiterRehearsal(cluster, node: view.node)
     rehearsal.run()
-    if planned == nil, cluster.arbiter.asksWitness, let witness = cluster.witness {
+    if planned == nil, let witness = cluster.witness {
       let etcd = EtcdWitness(witness, cluster: cluster.uuid)
-      for runner in view.runners.values.sorted(by: { $0.module < $1.module }) { rehearsal.look(at: runner, etcd) }
+      for runner in view.runners.values.sorted(by: { $0.module < $1.module })
+      where cluster.arbiter(of: runner.module).asksWitness { rehearsal.look(at: runner, etcd) }
     }
     return rehearsal.checks
   }
@@ -150,7 +173,13 @@ extension Daemon {
           detail: "the endpoints are not of one cluster: " + clusters.sorted().joined(separator: ", "), milliseconds: 0)
       )
     }
-    return CheckReport(arbiter: arbiterText(cluster), checks: checks)
+    if let both = FenceTarget.sharedByBoth(checks) { checks.append(both) }
+    var report = CheckReport(arbiter: arbiterText(cluster.arbiter, cluster), checks: checks)
+    if !cluster.moduleArbiters.isEmpty {
+      report.moduleArbiters = .init(
+        uniqueKeysWithValues: cluster.moduleArbiters.map { ($0.key.text, arbiterText($0.value, cluster)) })
+    }
+    return report
   }
 
   public func check() async throws -> CheckReport { try await onThread { try self.rehearseBoth(nil) } }

@@ -15,13 +15,26 @@ final class Arbiters: Sendable {
 
   typealias Tell = @Sendable (CoreEvent) -> Void
 
+  /// What is looked at: once for all modules, whichever of them ask it.
+  enum Part: String, Sendable, CaseIterable {
+    case fence, ping, witness
+
+    func isAsked(by arbiter: Arbiter) -> Bool {
+      switch self {
+      case .fence: arbiter.fences
+      case .ping: arbiter == .policyPing
+      case .witness: arbiter.asksWitness
+      }
+    }
+  }
+
   private struct State {
     var cluster: ClusterConfiguration?
     var node: NodeID = .first
     var witness: EtcdWitness?
     /// Requests that wait for the agent that is running: one at a time, however many modules lost the peer.
     var fencing: [(id: UInt64, tell: Tell)]?
-    var trouble: [String: String] = [:]
+    var trouble: [Part: String] = [:]
   }
   private let state = Mutex(State())
   private let isOver = Monitor(false)
@@ -39,14 +52,16 @@ final class Arbiters: Sendable {
       let old = state.cluster
       state.node = node
       state.cluster = cluster
-      if old?.arbiter != cluster.arbiter { state.trouble = [:] }
+      if old?.arbitersInUse != cluster.arbitersInUse { state.trouble = [:] }
       guard old?.witness != cluster.witness || old?.uuid != cluster.uuid else { return }
       state.witness = cluster.witness.map { EtcdWitness($0, cluster: cluster.uuid) }
     }
   }
 
-  /// Sentences for the status, in a fixed order.
-  var troubles: [String] { state.withLock { state in state.trouble.keys.sorted().compactMap { state.trouble[$0] } } }
+  /// What does not work, and a sentence for the status, in a fixed order.
+  var troubles: [(part: Part, sentence: String)] {
+    state.withLock { state in Part.allCases.compactMap { part in state.trouble[part].map { (part, $0) } } }
+  }
 
   // MARK: the cores' requests
 
@@ -99,7 +114,10 @@ final class Arbiters: Sendable {
 
   static func agent(against node: NodeID, _ cluster: ClusterConfiguration?) -> FenceAgent? {
     guard let cluster, let fence = cluster.fences[node] else { return nil }
-    return FenceAgent(fence, target: cluster.node(node)?.name ?? "\(node)")
+    let own = cluster.node(node.peer).map(\.name)
+    return FenceAgent(
+      fence, target: cluster.node(node)?.name ?? "\(node)", ownName: own ?? "\(node.peer)",
+      ownAddresses: cluster.links.compactMap { $0.addresses[node.peer] })
   }
 
   private func run(
@@ -128,22 +146,23 @@ final class Arbiters: Sendable {
       if isOver.wait(timeout: Self.lookEvery + .nanoseconds(jitter), until: { $0 ? true : nil }) != nil { return }
       let (cluster, node, witness) = state.withLock { ($0.cluster, $0.node, $0.witness) }
       guard let cluster, cluster.nodes.count == 2 else { continue }
-      if cluster.arbiter.asksWitness, let witness {
-        note("witness", of: cluster) { _ = try witness.read(witness.rehearsalKey(of: node)) }
-      }
-      if cluster.arbiter == .policyPing {
-        note("ping", of: cluster) { _ = try PingAddresses.first(of: cluster.pingAddresses) }
-      }
-      if cluster.arbiter.fences, looks % Self.looksBetweenFences == 0 {
-        note("fence", of: cluster) { try Self.agent(against: node.peer, cluster)?.monitor() }
+      for part in Part.allCases where cluster.arbitersInUse.contains(where: part.isAsked) {
+        switch part {
+        case .witness:
+          if let witness { note(part, of: cluster) { _ = try witness.read(witness.rehearsalKey(of: node)) } }
+        case .ping: note(part, of: cluster) { _ = try PingAddresses.first(of: cluster.pingAddresses) }
+        case .fence:
+          guard looks % Self.looksBetweenFences == 0 else { continue }
+          note(part, of: cluster) { try Self.agent(against: node.peer, cluster)?.monitor() }
+        }
       }
       looks += 1
     }
   }
 
-  private func note(_ part: String, of cluster: ClusterConfiguration, _ look: () throws -> Void) {
+  private func note(_ part: Part, of cluster: ClusterConfiguration, _ look: () throws -> Void) {
     var text: String?
-    do { try look() } catch { text = "the arbiter's \(part) does not work from this node: \(error)" }
+    do { try look() } catch { text = "the arbiter's \(part.rawValue) does not work from this node: \(error)" }
     let old = state.withLock { state -> String? in
       // Of another configuration by now.
       guard state.cluster == cluster else { return text }
@@ -151,6 +170,6 @@ final class Arbiters: Sendable {
       return state.trouble[part]
     }
     guard (old == nil) != (text == nil) else { return }
-    report(text != nil, text.map { "DEGRADED: \($0)" } ?? "the arbiter's \(part) works again from this node")
+    report(text != nil, text.map { "DEGRADED: \($0)" } ?? "the arbiter's \(part.rawValue) works again from this node")
   }
 }

@@ -274,7 +274,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
     var settings = MirrorSettings(
       module: module.name, node: view.node, nodeName: view.nodeName, peerName: peerName,
       preferred: module.preferredNode,
-      arbiter: arbiterPolicy(cluster.arbiter), detection: cluster.detection, bootWait: bootWait,
+      arbiter: arbiterPolicy(cluster.arbiter(of: module.name)), detection: cluster.detection, bootWait: bootWait,
       stopTimeout: module.stopTimeout, restartsMax: module.restartsMax, restartWindow: module.restartWindow,
       bootID: view.bootID, seed: seed)
     settings.forceAfter = cluster.forceAfter == .zero ? nil : cluster.forceAfter

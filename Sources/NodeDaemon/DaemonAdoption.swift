@@ -29,6 +29,7 @@ extension Daemon {
       self.record(.adoption, .notice, "add by the operator", module: request.name)
       try self.inBackground(id, done: "\(request.name) is protected; start it with: vmha start \(request.name)") {
         progress in
+        if let valid = ModuleName(request.name) { try self.forgetArbiter(of: valid) }
         try adoption.add(wanted, progress: progress)
         try self.serveModule(request.name)
       }
@@ -55,6 +56,8 @@ extension Daemon {
       try self.inBackground(id, done: "\(name) is a plain VM of libvirt again; start it with: virsh start \(name)") {
         progress in
         try adoption.remove(request, progress: progress)
+        // If this fails, the next `add` of that name does it.
+        do { try self.forgetArbiter(of: valid) } catch { self.record(.cluster, .warning, "\(error)", module: name) }
       }
       return id
     }

@@ -48,24 +48,13 @@ extension Daemon {
       guard let membership = self.snapshot().membership else { throw ControlError.noCluster() }
       let changed = try self.apply(changes, to: membership.configuration)
       return try self.translated {
-        var steps = [changed]
-        if let careful = Self.stepsToArbiter(of: changed, from: membership.configuration) {
-          try changed.validate()
-          try self.checkArbiterMayChange(to: changed)
-          steps = careful
-        }
-        var membership = membership
-        for (index, step) in steps.enumerated() {
-          // A right of the arbiter before may have come while `wait` was on its way: then this node, or the other, is alone.
-          if index > 0 { try self.requireInSync("the arbiter is 'wait' now, and not \(changed.arbiter.rawValue) yet") }
-          membership = try self.changeCluster(to: step, from: membership)
-        }
+        let membership = try self.changeStepwise(to: changed, from: membership, "the arbiter was not changed")
         return self.description(of: membership)
       }
     }
   }
 
-  private func changeCluster(to new: ClusterConfiguration, from old: ClusterMembership) throws -> ClusterMembership {
+  func changeCluster(to new: ClusterConfiguration, from old: ClusterMembership) throws -> ClusterMembership {
     var new = new
     new.revision = old.configuration.revision
     let membership = try clusterSetup.change(to: new) { try self.askCluster($0) }
@@ -74,6 +63,9 @@ extension Daemon {
       .cluster, .notice,
       "cluster.xml changed by the operator, revision \(membership.configuration.revision)"
         + (arbiter == old.configuration.arbiter ? "" : "; arbiter \(arbiter.rawValue)"))
+    for change in Self.ownArbiterChanges(from: old.configuration, to: membership.configuration) {
+      record(.cluster, .notice, change.sentence, module: change.module.text, rule: "R5")
+    }
     return membership
   }
 
@@ -130,6 +122,10 @@ extension Daemon {
     description.scrubIntervalSeconds = Int(cluster.scrubInterval.milliseconds / 1000)
     description.scrubRateMiB = cluster.scrubRateMiB
     description.arbiterSettings = Self.settings(of: cluster)
+    if !cluster.moduleArbiters.isEmpty {
+      description.moduleArbiters = .init(
+        uniqueKeysWithValues: cluster.moduleArbiters.map { ($0.key.text, $0.value.rawValue) })
+    }
     description.fingerprint = (try? CertificateFacts(file: paths.authorityFile)).map { hexadecimal($0.fingerprint) }
     description.certificateExpires = membership.context.validUntil.map { wallTime(of: $0) }
     description.warnings = cluster.warnings.map { StatusWarning($0.what, whatToDo: $0.whatToDo) }
@@ -158,7 +154,7 @@ extension Daemon {
     return changed
   }
 
-  private static func word<Word: RawRepresentable & CaseIterable>(
+  static func word<Word: RawRepresentable & CaseIterable>(
     _ text: String, _ what: String
   ) throws -> Word where Word.RawValue == String {
     guard let word = Word(rawValue: text) else {
@@ -200,7 +196,7 @@ extension Daemon {
   // MARK: errors
 
   /// The cluster's errors in the API's words.
-  private func translated<Result>(_ work: () throws -> Result) throws -> Result {
+  func translated<Result>(_ work: () throws -> Result) throws -> Result {
     do { return try work() } catch let error as ClusterError {
       throw ControlError(
         Self.code(error.code), error.what, why: error.why, next: error.next,

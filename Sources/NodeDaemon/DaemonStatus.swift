@@ -24,7 +24,7 @@ extension Daemon {
     }
     status.nodes = cluster.nodes.map { nodeStatus($0, view) }
     status.links = cluster.links.map { linkStatus($0, cluster, view) }
-    status.arbiter = arbiterText(cluster)
+    status.arbiter = arbiterText(cluster.arbiter, cluster)
     status.modules = view.runners.values.sorted { $0.configuration.number < $1.configuration.number }
       .map { moduleStatus($0, cluster, view) }
     status.warnings = warnings(cluster, view, status)
@@ -35,10 +35,10 @@ extension Daemon {
     ClusterIdentity(name: cluster.name, uuid: cluster.uuid, revision: cluster.revision)
   }
 
-  func arbiterText(_ cluster: ClusterConfiguration) -> String {
+  func arbiterText(_ arbiter: Arbiter, _ cluster: ClusterConfiguration) -> String {
     let seconds = secondsText(cluster.detection)
     let etcd = "etcd at \(cluster.witness?.endpoints.joined(separator: ", ") ?? "-") decides who goes on"
-    return switch cluster.arbiter {
+    return switch arbiter {
     case .policyNone: "policy=none: goes on alone \(seconds) after the other node fell silent; can split"
     case .policyPing:
       "policy=ping: goes on alone \(seconds) after the other node fell silent if "
@@ -100,6 +100,9 @@ extension Daemon {
     let primaryEngine =
       mine.state == .prim || mine.state == .alone ? runner.engineReport : view.peerReports[runner.module]?.engine
     status.resyncPriority = configuration.resyncPriority ?? .normal
+    let kind = cluster.arbiter(of: configuration.name)
+    status.arbiter = ModuleArbiter(
+      kind: kind.rawValue, own: cluster.moduleArbiters[configuration.name] != nil, text: arbiterText(kind, cluster))
     status.requestsInFlight = primaryEngine?.requestsInFlight ?? 0
     status.lastEvent = lastEvent(of: configuration.name)
     status.check = checks.status(of: configuration)
@@ -170,14 +173,8 @@ extension Daemon {
     var warnings: [StatusWarning] = []
     if cluster.nodes.count < 2 {
       warnings.append(StatusWarning("the cluster has one node: nothing is protected", whatToDo: "vmha cluster ticket"))
-    } else if cluster.arbiter.canSplit {
-      // What the operator must know before the day it matters (R5 policy).
-      warnings.append(
-        StatusWarning(
-          "can split: no witness; if both nodes live and lose sight of each other, both go on and one copy's writes are given up later",
-          whatToDo:
-            "vmha cluster set arbiter=witness witness-endpoints=https://HOST:2379 (docs/operating/arbiters.md); "
-            + "or accept that a lost node stops its VMs: vmha cluster set arbiter=wait"))
+    } else {
+      warnings += Self.splitWarnings(cluster, view.runners.keys.sorted())
     }
     if cluster.forceAfter != .zero, cluster.nodes.count == 2 {
       let time = secondsText(cluster.forceAfter)
@@ -186,7 +183,10 @@ extension Daemon {
           "can split: force-after: a copy that waits \(time) for a lost node is started by force, whatever it is worth",
           whatToDo: "vmha cluster set force-after=off; or accept it"))
     }
-    for trouble in arbiters.troubles { warnings.append(StatusWarning("DEGRADED: \(trouble)", whatToDo: "vmha check")) }
+    for (part, sentence) in arbiters.troubles {
+      let whose = Self.modules(asking: part, cluster, view.runners.keys.sorted())
+      warnings.append(StatusWarning("DEGRADED: \(sentence)\(whose)", whatToDo: "vmha check"))
+    }
     warnings += registerWarnings(view)
     if cluster.links.count < 2 {
       warnings.append(

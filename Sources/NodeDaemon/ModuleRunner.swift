@@ -201,16 +201,17 @@ final class ModuleRunner: Sendable {
     switch event {
     case .ready(let report): take(report)
     case .message(let session, let bytes):
-      guard let message = try? JSONDecoder().decode(PeerMessage.self, from: Data(bytes)) else {
-        // A peer that sends what this version does not know: the session cannot go on.
-        surroundings.journal(.alarm, Reason("a message of the peer was not understood; session ended"), module: module)
-        engine.withLock { $0 }?.send(.endSession)
-        return push(.engine(.sessionLost(session, policy: .frozen, why: "a message was not understood")))
-      }
-      return push(.peerMessage(session, message))
+      return push(Self.message(of: bytes, in: session))
     default: break
     }
     push(.engine(event))
+  }
+
+  /// What the peer's core said, or that it cannot be read: the core then ends the session.
+  static func message(of bytes: [UInt8], in session: SessionID) -> CoreEvent {
+    do {
+      return .peerMessage(session, try JSONDecoder().decode(PeerMessage.self, from: Data(bytes)))
+    } catch { return .peerMessageUnreadable(session, why: "\(bytes.count) bytes") }
   }
 
   private func engineReplaced(_ report: EngineReport, _ why: String) {

@@ -48,7 +48,11 @@ import Testing
     func text(_ name: String) -> String {
       (try? DurableFile.read("\(folder)/\(name)")).map { String(decoding: $0, as: UTF8.self) } ?? ""
     }
-    var fence: FenceAgent { FenceAgent(FenceConfiguration(agent: agent, optionsFile: options), target: "alpha") }
+    var fence: FenceAgent {
+      FenceAgent(
+        FenceConfiguration(agent: agent, optionsFile: options), target: "alpha", ownName: "Beta.example",
+        ownAddresses: ["10.0.0.2", "fd00::2"])
+    }
   }
 
   @Test func offIsConfirmedByStatusAndSecretsGoThroughThePipeOnly() throws {
@@ -91,8 +95,61 @@ import Testing
     #expect(failure { try device.fence.off() }?.code == .configuration)
     #expect(!device.text("actions").contains("off"))
     let absent = FenceAgent(
-      FenceConfiguration(agent: "fence_that_is_not_there", optionsFile: device.options), target: "alpha")
+      FenceConfiguration(agent: "fence_that_is_not_there", optionsFile: device.options), target: "alpha",
+      ownName: "beta",
+      ownAddresses: [])
     try device.write(options: "password=s3cret\n")
     #expect(failure { try absent.monitor() }?.text.contains("not installed") ?? false)
   }
+
+  /// The device is not even asked: not for the power, and not for its health.
+  @Test(arguments: ["plug=beta", "port = BETA.lan", "nodename=beta", "ip=10.0.0.2", "ipaddr=FD00::2"])
+  func optionsThatNameTheOwnNodeAreNeverUsed(_ line: String) throws {
+    let device = try Device()
+    try device.write(options: "\(line)\npassword=s3cret\n")
+    let works = [device.fence.off, device.fence.monitor, { _ = try device.fence.isOn() }]
+    for work in works + [{ _ = try device.fence.describeTarget() }, { _ = try device.fence.checkList() }] {
+      let error = failure { try work() }
+      #expect(error?.code == .configuration && error?.text.contains("the node that runs it") ?? false, "\(line)")
+    }
+    #expect(device.text("actions").isEmpty)
+  }
+
+  @Test func theTargetIsTheSameForTheSameMachineOnly() throws {
+    let device = try Device()
+    func target(_ options: String) throws -> String {
+      try device.write(options: options)
+      return try device.fence.describeTarget()
+    }
+    let plug = try target("# PDU\nip=10.9.0.1\nplug=3\nusername=a\npassword=x\npower_timeout=9\n")
+    #expect(plug == "fence_test plug 3 at 10.9.0.1")
+    #expect(try target("username=b\npasswd=y\nlanplus=1\n") == FenceOptions.unnamed)
+    #expect(try target(" ipaddr=10.9.0.1 \nport=3\nlogin=b\npassword_script=/x\ndelay=3\n") == plug)
+    #expect(try target("ip=10.9.0.1\nplug=4\n") != plug)
+    let regions = try ["eu", "us"].map { try target("plug=i-1\nregion=\($0)\nsecret_key=hidden\n") }
+    #expect(regions[0] != regions[1] && !regions[0].contains("hidden") && regions[0].contains("plug i-1"))
+    #expect(try target("plug=i-1\nregion=eu\nsecret_key=other\n") == regions[0])
+  }
+
+  /// The plug is right in form, and the device knows that it is this node's.
+  @Test func theDeviceMayKnowWhosePlugItIs() throws {
+    let device = try Device(broken: "[ $action = list ] && { cat \(list); exit 0; }")
+    try device.write(options: "plug=3\npassword=s3cret\n")
+    defer { try? FileManager.default.removeItem(atPath: list) }
+    for (rows, says) in [
+      ("1,alpha\n3,alpha\n", "knows plug 3 as alpha"), ("1,\n3,\n", "knows plug 3"), ("N/A\n", "does not tell"),
+    ] {
+      try DurableFile.write(Array(rows.utf8), to: list)
+      #expect(try device.fence.checkList().contains(says), "\(rows)")
+    }
+    try DurableFile.write(Array("3,beta.example\n1,alpha\n".utf8), to: list)
+    let error = failure { _ = try device.fence.checkList() }
+    #expect(error?.text.contains("plug 3 is this node") ?? false, "\(String(describing: error))")
+    // An agent that cannot list.
+    let plain = try Device()
+    try plain.write(options: "plug=3\npassword=s3cret\n")
+    #expect(try plain.fence.checkList() == "this agent lists no plugs")
+  }
+
+  private let list = FileManager.default.temporaryDirectory.path() + "vmha-fence-list-\(getpid())-\(randomUInt64())"
 }

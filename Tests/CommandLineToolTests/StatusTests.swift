@@ -29,6 +29,19 @@ import Testing
         """)
   }
 
+  @Test func aModulesOwnArbiterIsShown() async throws {
+    let fake = FakeControlService { state in
+      state.change("vm1") { $0.arbiter = ModuleArbiter(kind: "witness", own: false, text: "witness: etcd decides") }
+      state.change("vm2") { $0.arbiter = ModuleArbiter(kind: "wait", own: true, text: "wait: freezes until then") }
+    }
+    let table = try await vmha(["status"], on: fake).output
+    #expect(
+      table.contains("\n  vm2 has its own: wait: freezes until then\n") && !table.contains("vm1 has its own"),
+      "\(table)")
+    #expect(try await vmha(["status", "vm2"], on: fake).output.contains("its own, wait: freezes until then"))
+    #expect(try await vmha(["status", "vm1"], on: fake).output.contains("arbiter      witness: etcd decides"))
+  }
+
   @Test func troubleIsShownFirst() async throws {
     let fake = FakeControlService { state in
       state.status.nodes[1].reachable = false

@@ -121,7 +121,8 @@ public final class FakeControlService: ControlService, Sendable {
     return OperationID(rawValue: "drop-1")
   }
   public func setModule(_ name: String, _ changes: ModuleChanges) async throws {
-    try record("set \(name) \(changes.resyncPriority?.rawValue ?? "-")")
+    let settings = [changes.resyncPriority?.rawValue, changes.arbiter.map { "arbiter \($0)" }].compactMap { $0 }
+    try record("set \(name) " + settings.joined(separator: ", "))
   }
   public func verifyModule(_ name: String, repair: Bool) async throws -> OperationID {
     try record(repair ? "repair \(name)" : "verify \(name)")

@@ -51,6 +51,7 @@ extension AllLabs.Split {
     try await bothSeparated(lab)
     try await powerCutWithoutWitness(lab)
     try await lab.must("arbiter", "fence", within: 200)
+    try await wrongFenceFile(lab)
     try await hungHost(lab)
     try await lab.must("arbiter", "none", within: 200)
   }
@@ -79,19 +80,37 @@ extension AllLabs.Split {
       try await lab.run(["exec", "node2", "vmha", "status"]).out.contains("DEGRADED")
     }
     #expect(try await lab.run(["exec", "node2", "vmha", "check"]).code == 1)
+    // One of the two does not depend on it: what is broken does not forbid to leave it.
+    let unprepared = try await lab.run(["exec", "node2", "vmha", "set", "vm2", "--arbiter", "fence"])
+    #expect(unprepared.code != 0 && unprepared.all.contains("fence-1=AGENT:FILE"), "\(unprepared)")
+    try await lab.vmha("node1", "set", "vm2", "--arbiter", "policy=none")
+    let warned = try await lab.vmha("node2", "status").out
+    #expect(warned.contains("vm2 has its own: policy=none") && warned.contains("DEGRADED"), "\(warned)")
+    #expect(warned.contains("can split by an arbiter of its own, without a witness: vm2"), "\(warned)")
     try await lab.watching(["vm1"]) {
       try await lab.must("power-cut", "node1")
-      for guest in Lab.guests {
-        try await lab.until("\(guest) waits for the witness", on: "node2", within: 30) {
-          let own = try $0.module(guest).on("node2")
-          return own?.readiness == "blocked" && own?.sentence.contains("the witness does not answer") ?? false
-        }
-        #expect(try await lab.serving(guest) == [])
+      try await lab.until("vm1 waits for the witness, vm2 does not", on: "node2", within: 30) {
+        let (own, other) = (try $0.module("vm1").on("node2"), try $0.module("vm2").on("node2"))
+        return own?.readiness == "blocked" && own?.sentence.contains("the witness does not answer") ?? false
+          && other?.state == "ALONE" && other?.guest == "running"
       }
+      #expect(try await lab.serving("vm1") == [])
       try await lab.must("arbiter", "start")
       try await lab.goesOn("witness")
     }
     try await lab.healthy()
+    try await lab.vmha("node2", "set", "vm2", "--arbiter", "cluster")
+    #expect(try await !lab.vmha("node1", "status").out.contains("has its own"))
+  }
+
+  /// node1's file for node2 names node1.
+  private static func wrongFenceFile(_ lab: Lab) async throws {
+    let file = "/etc/vmha/fence-2.options"
+    try await lab.must("exec", "node1", "sed", "-i.right", "s/node2/node1/", file)
+    let check = try await lab.run(["exec", "node2", "vmha", "check"])
+    #expect(check.code == 1 && check.all.contains("would power off the node that runs it"), "\(check)")
+    try await lab.must("exec", "node1", "mv", "\(file).right", file)
+    try await lab.vmha("node2", "check")
   }
 
   /// A host that hangs, and would come back: the agent takes its power before the guest starts elsewhere.

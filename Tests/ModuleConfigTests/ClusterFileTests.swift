@@ -223,8 +223,31 @@ private let fullArbiter = """
   #expect(cluster.warnings.isEmpty)
 }
 
+@Test func modulesMayHaveAnArbiterOfTheirOwn() throws {
+  let own = """
+    <arbiter kind="wait"><ping address="10.0.0.254"/><module name="vm2" kind="policy=ping"/>
+      <module name="a+b.c_d-e" kind="policy=none"/></arbiter>
+    """
+  let cluster = try read(arbiter(own))
+  let (vm1, vm2) = (try #require(ModuleName("vm1")), try #require(ModuleName("vm2")))
+  #expect(cluster.arbiter(of: vm2) == .policyPing && cluster.arbiter(of: vm1) == .wait)
+  #expect(cluster.arbitersInUse == [.wait, .policyPing, .policyNone])
+  #expect(try read(cluster.xml()) == cluster && read(cluster.xml()).xml() == cluster.xml())
+  #expect(cluster.warnings.map(\.what) == ["can split by an arbiter of its own, without a witness: a+b.c_d-e, vm2"])
+}
+
+private func modules(_ count: Int) -> String {
+  "<arbiter kind=\"wait\">" + (1...count).map { "<module name=\"vm\($0)\" kind=\"wait\"/>" }.joined() + "</arbiter>"
+}
+
 @Test(
   arguments: [
+    ("<arbiter kind=\"wait\"><module name=\"vm1\" kind=\"witness\"/></arbiter>", "witness, the arbiter of vm1, needs"),
+    ("<arbiter kind=\"wait\"><module name=\"vm1\" kind=\"fence\"/></arbiter>", "fence, the arbiter of vm1, needs"),
+    ("<arbiter kind=\"wait\"><module name=\"vm1\" kind=\"cluster\"/></arbiter>", "one of these"),
+    ("<arbiter kind=\"wait\"><module name=\".vm1\" kind=\"wait\"/></arbiter>", ".vm1"),
+    (modules(1).replacing("</arbiter>", with: "<module name=\"vm1\" kind=\"wait\"/></arbiter>"), "two arbiters"),
+    (modules(26), "0 to 25"),
     ("<arbiter kind=\"witness\"/>", "no endpoint"), ("<arbiter kind=\"fence\"/>", "not every node"),
     ("<arbiter kind=\"policy=ping\"/>", "no ping address"), ("<arbiter kind=\"dice\"/>", "one of these"),
     (fullArbiter.replacing("https://10.0.0.3:2379", with: "https://10.0.0.3"), "a URL such as"),

@@ -1,0 +1,82 @@
+import MirrorModule
+import Model
+import Testing
+
+@testable import Simulation
+
+/// A session that stands and is of no use must not stand for ever.
+@Suite struct SessionTroubleTests {
+  private let start = Instant(nanoseconds: 0)
+  private let session = SessionID(rawValue: 9)
+  private let record = DurableRecord(
+    generation: Generation(number: 4, branch: BranchID(rawValue: 44)), standing: .uptodate)
+
+  private func second() -> MirrorModule {
+    var report = EngineReport(processID: 1, role: .replica, policy: .frozen)
+    report.session = session
+    return core(report)
+  }
+
+  private func core(_ report: EngineReport) -> MirrorModule {
+    var core = MirrorModule(settings: World.settings(.wait))
+    _ = core.handle(.loaded(record: record, wish: Wish(started: true, version: 1), guest: .off), at: start)
+    _ = core.handle(.nodeAlive, at: start)
+    _ = core.handle(.engine(.ready(report)), at: start)
+    return core
+  }
+
+  private func asksConsent(_ directives: [Directive]) -> Bool {
+    directives.contains { if case .askConsent = $0 { true } else { false } }
+  }
+
+  /// R10: it has the token, and its engine refuses `both`: the session ends, and R9 goes on from there.
+  @Test func anEngineThatRefusesTheTokensPolicyEndsTheSession() {
+    var core = second()
+    _ = core.handle(.peerMessage(session, .token), at: start)
+    let up = core.handle(.engine(.mounted(fuseConnection: nil)), at: start)
+    #expect(up.contains(.engine(.setPolicy(.both(session)))))
+    let refused = core.handle(.engine(.failed(command: "setPolicy", why: "it needs a resync")), at: start)
+    #expect(refused.contains(.engine(.endSession)) && asksConsent(refused), "\(refused)")
+    #expect(!refused.contains(.startGuest) && core.status.inSync == false)
+    // Nothing that was asked of the session starts a guest afterwards.
+    #expect(!core.handle(.engine(.sessionConfirmed(session)), at: start).contains(.startGuest))
+  }
+
+  /// A refusal that comes when the session is over anyway changes nothing.
+  @Test func aRefusalThatComesLateIsNoNews() {
+    var core = second()
+    _ = core.handle(.peerMessage(session, .token), at: start)
+    _ = core.handle(.engine(.mounted(fuseConnection: nil)), at: start)
+    _ = core.handle(.engine(.sessionLost(session, policy: .frozen, why: "cut")), at: start)
+    let before = core.status
+    let late = core.handle(.engine(.failed(command: "setPolicy", why: "the session is over")), at: start)
+    #expect(!late.contains(.engine(.endSession)) && core.status == before)
+  }
+
+  /// R1: ended by the core, so that an older word of the engine is not taken for one about the next session.
+  @Test func aMessageThatIsNotUnderstoodEndsTheSession() {
+    var second = second()
+    #expect(second.status.inSync)
+    let elsewhere = second.handle(.peerMessageUnreadable(SessionID(rawValue: 8), why: "3 bytes"), at: start)
+    #expect(!elsewhere.contains(.engine(.endSession)) && second.status.inSync)
+    let ended = second.handle(.peerMessageUnreadable(session, why: "3 bytes"), at: start)
+    #expect(ended.contains(.engine(.endSession)) && !second.status.inSync)
+    let stale = second.handle(.engine(.connected(SessionID(rawValue: 10), link: "storage")), at: start)
+    #expect(!stale.contains { if case .sendPeer = $0 { true } else { false } }, "said before the end was read")
+    _ = second.handle(.engine(.sessionEnded), at: start)
+    let fresh = second.handle(.engine(.connected(SessionID(rawValue: 11), link: "storage")), at: start)
+    #expect(fresh.contains { if case .sendPeer(_, .hello) = $0 { true } else { false } })
+  }
+
+  /// A peer of a version that cannot be read is not asked again and again without a pause.
+  @Test func aHelloThatIsNotUnderstoodIsAskedForAfterAPause() {
+    var core = core(EngineReport(processID: 1, role: .idle, policy: .frozen))
+    _ = core.handle(.engine(.connected(session, link: "storage")), at: start)
+    let ended = core.handle(.peerMessageUnreadable(session, why: "3 bytes"), at: start)
+    #expect(ended.contains(.engine(.endSession)) && !ended.contains(.engine(.connect)), "\(ended)")
+    #expect(core.status.sentence.contains("not understood"))
+    #expect(!core.handle(.engine(.sessionEnded), at: start).contains(.engine(.connect)))
+    let later = core.handle(.timer, at: start + MirrorSettings.engineRestartPause)
+    #expect(later.contains(.engine(.connect)))
+  }
+}
