@@ -14,6 +14,8 @@ final class SimRequest {
   var done: ((_ errno: Int32) -> Void)?
   /// How many writes had been acknowledged when it was made: what a flush promises.
   var acknowledgedBefore = 0
+  /// What the copy showed then: what came later is not behind this flush.
+  var contentsBefore = Contents()
   var bits: UInt64 = 0
   var token: AcknowledgeMachine.Token?
   var ticket: RangeOrder.Ticket?
@@ -271,6 +273,6 @@ extension SimEngine {
 
   /// Nothing of a guest is on its way to either copy.
   var isStill: Bool {
-    live.isEmpty && running == 0 && (session?.queues.allSatisfy(\.isEmpty) ?? true) && unsaid.isEmpty
+    !isAway && live.isEmpty && running == 0 && (session?.queues.allSatisfy(\.isEmpty) ?? true) && unsaid.isEmpty
   }
 }
