@@ -99,7 +99,7 @@ let package = Package(
       name: "vmha-replicad", dependencies: ["ReplicatedFiles", "HostSystem", "Model", "CKeeper"], swiftSettings: strict),
 
     // The simulated world, and the program that runs many of it; not installed
-    module("Simulation", ["Model", "MirrorModule", "Replication"]),
+    module("Simulation", ["Model", "Membership", "MirrorModule", "Replication"]),
     .executableTarget(
       name: "vmha-sim",
       dependencies: [

@@ -74,8 +74,9 @@ extension MirrorModule {
         engine(.unmount(force: true))
       }
     case (.replica, _):
-      guard let session = report.session, record.standing != .outdated else {
-        // R5: a node that consented has ended its session; it never adopts in it.
+      guard let session = report.session, record.standing != .outdated, !isRecordLost else {
+        // R5: a node that consented has ended its session; it never adopts in it. R0: one that has lost its record may have adopted, and
+        // its peer, in sync, would never ask again: they meet anew.
         return endSession()
       }
       phase = record.standing == .uptodate ? .second(session) : .target(session)
@@ -173,7 +174,7 @@ extension MirrorModule {
     }
   }
 
-  private mutating func destroyWithoutDisks() {
+  mutating func destroyWithoutDisks() {
     guard guest.isLive, guest != .stopping else { return }
     guest = .stopping
     out.append(.destroyGuest)

@@ -78,6 +78,7 @@ extension MirrorModule {
         "neither copy is usable as it is: this one is \(shake.mine.standing.rawValue), \(settings.peerName)'s is "
           + "\(theirs.standing.rawValue); an outdated one goes on only by 'vmha start \(settings.module) --force' there",
         .alarm, rule: "R7")
+      endFrozenRole()
     case .source(settings.node, let why):
       noteResolved(theirs)
       splitWith = nil
@@ -90,6 +91,15 @@ extension MirrorModule {
       note("\(settings.peerName) is the source of the resync: \(why)", .notice, rule: "R7")
       yield(to: session)
     }
+  }
+
+  /// R7: a role that cannot stand ends. Without a record that counts this node can never go on with its suspended guest, and as long as
+  /// it is the primary no other copy may be forced.
+  private mutating func endFrozenRole() {
+    guard phase == .frozen, record?.standing != .uptodate else { return }
+    destroyWithoutDisks()
+    phase = .waiting
+    if isMounted { engine(.unmount(force: true)) }
   }
 
   /// R12: nothing is written, both copies stay.

@@ -102,6 +102,8 @@ public struct MirrorModule: Sendable, Codable, Hashable {
   /// The guest was shutting down when it was cut off, and is destroyed instead.
   var isCutShort = false
   var engineReady = false
+  /// R0: this process found no record: what its engine was told under it counts no more.
+  var isRecordLost = false
   /// What an engine that outlived an earlier vmhad holds is known, or that there is none.
   var isEngineKnown = false
   var engineStarting = false
@@ -322,6 +324,7 @@ public struct MirrorModule: Sendable, Codable, Hashable {
     isSuspensionWanted = guest == .suspended
     arm(.peerUnknown, after: settings.detection)
     if record == nil {
+      isRecordLost = true
       // R0: an unreadable record = not up to date, all zones. The copy can only be the target of a resync.
       self.record = .empty
       out.append(.persist(.empty))

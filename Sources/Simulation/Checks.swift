@@ -12,9 +12,8 @@ struct Ledger {
     /// Which acknowledgement it was.
     let serial: Int
   }
-  /// By number: when its turn in the file came, and under which branches: the next engine does again what the one before it had not
-  /// answered. What overlaps is applied in this order.
-  private(set) var turns: [(order: Int, branches: [BranchID])] = [(0, [])]
+  /// By number: when its turn in the file came last, and under which branch it came first. What overlaps is applied in this order.
+  private(set) var turns: [(order: Int, branch: BranchID)] = [(0, .empty)]
   private var lastTurn = 0
   /// Acknowledged and then flushed, under this branch. By block the last one, by order.
   var floors = [[BranchID: Int]](repeating: [:], count: Contents.blockCount)
@@ -24,15 +23,22 @@ struct Ledger {
   var acknowledgements = 0
   var guestStarts = 0
 
+  /// Nothing is promised of these branches any more.
+  mutating func forget(_ isForgotten: (BranchID) -> Bool) {
+    for block in floors.indices { floors[block] = floors[block].filter { !isForgotten($0.key) } }
+    names.removeAll { isForgotten($0.branch) }
+    acknowledged.removeAll { isForgotten($0.branch) }
+  }
+
   mutating func newWrite() -> Int {
-    turns.append((0, []))
+    turns.append((0, .empty))
     return turns.count - 1
   }
 
   mutating func begins(_ number: Int, _ branch: BranchID) {
     lastTurn += 1
-    turns[number].order = lastTurn
-    if !turns[number].branches.contains(branch) { turns[number].branches.append(branch) }
+    // One that is done again by the engine that replaced the first may be on the peer since the first time.
+    turns[number] = (lastTurn, turns[number].order == 0 ? branch : turns[number].branch)
   }
 
   /// The block holds this write or one that came after it.
@@ -75,12 +81,19 @@ extension World {
   /// I1: never two writers.
   func checkStep() {
     for node in nodes { checkSuspension(node) }
-    if !options.maySplit, isWriter(nodes[0]), isWriter(nodes[1]) { violate("I1: two writers") }
+    if !maySplit, isWriter(nodes[0]), isWriter(nodes[1]) { violate("I1: two writers") }
+    if let a = nodes[0].engine, a.isMounted, case .both(let id) = a.policy, let b = nodes[1].engine, b.isMounted,
+      b.policy == .both(id)
+    {
+      violate("I1: both nodes have mounted in one session (R10)")
+    }
   }
 
   /// I2: R2, what an acknowledgement stands on.
   func acknowledged(_ request: SimRequest, by node: SimNode, _ policy: AcknowledgePolicy) {
-    guard let record = node.record else { return violate("I2: \(node.name) acknowledges without a record") }
+    guard let record = node.servedUnder ?? node.record else {
+      return violate("I2: \(node.name) acknowledges without a record")
+    }
     if permitsAlone(policy), record.peerOutdated == nil, peer(of: node).record?.standing != .inconsistent {
       violate("I2: \(node.name) acknowledges alone without a durable right")
     }
@@ -105,7 +118,7 @@ extension World {
         violate("I2: change \(number) of names is acknowledged by \(node.name) and not on the peer")
       }
     case .flush:
-      let contents = node.copy.contents
+      let contents = request.contentsBefore
       let isCovered = { (write: Ledger.Acknowledged) in
         write.serial <= request.acknowledgedBefore && write.node == node.index
       }
@@ -124,7 +137,7 @@ extension World {
 
   /// A write's turn in its file has come at this node.
   func begins(_ number: Int, at node: SimNode) {
-    ledger.begins(number, node.record?.generation.branch ?? .empty)
+    ledger.begins(number, (node.servedUnder ?? node.record)?.generation.branch ?? .empty)
   }
 
   /// I3: a started guest finds every write that was acknowledged and flushed; without power cuts every one.
@@ -135,7 +148,7 @@ extension World {
     if record.standing != .uptodate || node.copy.isMixed {
       violate("I4: \(node.name) starts a guest on a copy that is \(record.standing.rawValue)")
     }
-    if !options.maySplit, peer(of: node).guest != nil, isWriter(peer(of: node)) {
+    if !maySplit, peer(of: node).guest != nil, isWriter(peer(of: node)) {
       violate("I1: \(node.name) starts a guest while the peer's runs")
     }
     checkPromises(node, record)
@@ -143,15 +156,15 @@ extension World {
 
   private func checkPromises(_ node: SimNode, _ record: DurableRecord) {
     let contents = node.copy.contents
-    let isPromised = { [options] (branch: BranchID) in !options.maySplit || record.history.contains(branch) }
+    let isPromised = { [maySplit] (branch: BranchID) in !maySplit || record.history.contains(branch) }
     func miss(_ number: Int, _ branch: BranchID) {
       violate("I3: \(node.name) starts a guest without write \(number) of \(branch)")
     }
     for block in 0..<Contents.blockCount {
       let held = ledger.turns[contents.blocks[block]]
-      if held.order > 0, !held.branches.contains(where: record.history.contains) {
+      if held.order > 0, !record.history.contains(held.branch) {
         violate(
-          "I8: \(node.name) starts a guest on block \(block) of \(held.branches), none of which is in its history")
+          "I8: \(node.name) starts a guest on block \(block) of branch \(held.branch), which is not in its history")
       }
       for (branch, number) in ledger.floors[block] where isPromised(branch) {
         if !ledger.holds(contents, block, number) { return miss(number, branch) }
@@ -191,9 +204,36 @@ extension World {
     }
   }
 
+  /// I16: R1: who asks for a right, consents or goes alone by an arbiter has told its engine to end the session it knows of.
+  private func checkSessionOver(_ node: SimNode, _ what: String) {
+    guard let engine = node.engine, let known = node.daemon?.session, engine.session?.id == known,
+      engine.endsAhead == 0
+    else { return }
+    violate("I16: \(node.name) \(what) in a session that it has not ended (R1)")
+  }
+
+  private func checkSessionOver(_ directive: Directive, at node: SimNode) {
+    let isOwnClaim = node.record?.claim != nil
+    switch directive {
+    case .askConsent: checkSessionOver(node, "asks for consent")
+    case .replyConsent(_, .granted): checkSessionOver(node, "consents")
+    // Without a claim it only looks, as it does in sync.
+    case .readWitness where isOwnClaim: checkSessionOver(node, "asks the witness")
+    case .swapWitness where isOwnClaim: checkSessionOver(node, "claims")
+    case .fencePeer: checkSessionOver(node, "fences")
+    case .ping: checkSessionOver(node, "asks the ping addresses")
+    case .persist(let next):
+      // By consent R7's own session goes on.
+      guard let right = next.peerOutdated, right != .consent, next.generation != node.record?.generation else { return }
+      checkSessionOver(node, "goes alone by \(right.rawValue)")
+    default: break
+    }
+  }
+
   /// I5: durable first, then act.
   func checkBefore(_ directive: Directive, at node: SimNode) {
     let record = node.record
+    checkSessionOver(directive, at: node)
     switch directive {
     case .startGuest:
       if record?.standing != .uptodate { violate("I4: \(node.name) starts a guest that is not up to date") }
@@ -275,7 +315,7 @@ extension World {
 
   /// I14: in sync and settled, the witness would let either node go on: what is in its register is an ancestor of both copies.
   func checkRegister() {
-    guard options.arbiter.asksWitness else { return }
+    guard arbiter.asksWitness else { return }
     for node in nodes {
       guard let record = node.record, let register = witness.register, record.history.contains(register.branch) else {
         return violate("I14: in sync, and the register gives \(node.name) no right")

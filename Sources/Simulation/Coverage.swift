@@ -4,20 +4,22 @@ import Model
 /// Kinds of things a run can meet. A campaign that never met one proves nothing about it.
 public enum Met: Int, CaseIterable, Sendable {
   // Rights, as they became durable.
-  case rightByConsent, rightByWitness, rightByFence, rightByPolicy
+  case rightByConsent, rightByWitness, rightByFence, rightByPolicy, rightByForce
   // Faults.
   case powerCut, blackout, boot, vmhadKilled, vmhadKilledBetweenDirectives, engineKilled, engineReplaced
   case engineNotReplaced, guestCrashed, hostFrozen, hostThawed, cutReplication, cutEverything, cutOneWay
   case recordNotWritten, guestDoesNotStart, guestNotSuspended, resumedByHand, consentLost
   case witnessUnreachable, witnessSetBack, witnessEmptied, witnessRequestLost, witnessAnswerLost, witnessLate
-  case witnessTwice, fenceFailed, fenceUnheard
+  case witnessTwice, fenceFailed, fenceUnheard, recordLost, diskHung
+  case beatLost, beatReplayed, linkOneWay, ownStall, handshakeBroken, handshakeHalf
   // The operator.
-  case commandStart, commandStop, commandSwap, commandResolve
+  case commandStart, commandStop, commandSwap, commandResolve, commandForce
+  case arbiterChanged, arbiterChangedHalf, arbiterTakenOver, forcedAtEnd
   // Ways back.
   case guestStarted, guestSuspended, guestReleased, guestHandedOver, consentAsked, consentGranted, consentRefused
   case resyncBegun, resyncCopied, adopted, barrier, split, branchArchived, branchGivenUp, claimMade, witnessRead
   case witnessSwapped, witnessAgreed, peerFenced, pinged, engineForcedOff, filesSynced, offered
-  case startByStanding, begunInSync, convergedAtEnd, splitAtEnd, restartsUsedUp
+  case startByStanding, begunInSync, nothingUsable, convergedAtEnd, splitAtEnd, restartsUsedUp
   // The data.
   case intentAwaited, intentsCleared, intentsUnknown, intentsNotWritten, intentsDamaged, overlapWaited, leftToCopy
   case copyWaitedForWrite, resyncByMap, resyncOfEverything, stallNoticed, writeFailed, diskSlow, diskError
@@ -42,8 +44,8 @@ public enum Met: Int, CaseIterable, Sendable {
     case .fenceFailed, .fenceUnheard, .peerFenced: arbiter.fences
     case .pinged: arbiter == .ping
     case .rightByPolicy, .split, .splitAtEnd, .branchArchived, .branchGivenUp: arbiter.isUnproven
-    // No disk of this world hangs for so long (docs/simulation.md).
-    case .stallNoticed: false
+    // Two faults at a time.
+    case .nothingUsable, .forcedAtEnd: false
     default: true
     }
   }
@@ -51,6 +53,7 @@ public enum Met: Int, CaseIterable, Sendable {
 
 struct Coverage {
   private(set) var times = [Int](repeating: 0, count: Met.allCases.count)
+  func hasMet(_ what: Met) -> Bool { times[what.rawValue] > 0 }
   mutating func meet(_ what: Met) { times[what.rawValue] += 1 }
 }
 
@@ -100,7 +103,7 @@ extension World {
     case .witness: meet(.rightByWitness)
     case .fence: meet(.rightByFence)
     case .policy: meet(.rightByPolicy)
-    case .force: break
+    case .force: meet(.rightByForce)
     }
   }
 }

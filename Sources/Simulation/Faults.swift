@@ -50,8 +50,18 @@ struct RandomRun {
     world.heal()
     world.run(for: .seconds(8))
     for node in world.nodes { world.command(.start(force: false), at: node) }
-    let isBack = world.run(upTo: .seconds(120)) { world.isConverged || world.isSplit }
+    var isBack = world.run(upTo: .seconds(120)) { world.isConverged || world.isSplit }
+    if !isBack, world.violations.isEmpty, let node = nodeToForce {
+      // The only copy that was whole has lost its record: the operator takes the older one.
+      world.meet(.forcedAtEnd)
+      world.command(.start(force: true), at: node)
+      isBack = world.run(upTo: .seconds(120)) { world.isConverged || world.isSplit }
+    }
     if let violation = world.violations.first { return violation }
+    if !isBack, isNothingUsable {
+      world.meet(.nothingUsable)
+      return nil
+    }
     guard isBack else { return missed("I9", "does not come back: " + states) }
     if world.isSplit, world.random.chance(70) {
       // Resolved, it comes back too.
@@ -64,10 +74,23 @@ struct RandomRun {
     world.run(for: .seconds(60))
     if world.isConverged { world.checkRegister() }
     if let violation = world.violations.first { return violation }
-    if !world.options.arbiter.isUnproven, world.isSplit { return missed("I9", "SPLIT without an unproven right") }
+    if !world.maySplit, world.isSplit { return missed("I9", "SPLIT without an unproven right") }
     if !world.isConverged && !world.isSplit { return missed("I9", "does not stay in sync: " + states) }
     world.meet(world.isConverged ? .convergedAtEnd : .splitAtEnd)
     return nil
+  }
+
+  /// R6: an outdated copy goes on only by the operator's word; asked for where no other copy can.
+  private var nodeToForce: SimNode? {
+    guard world.coverage.hasMet(.recordLost), !world.nodes.contains(where: { $0.record?.standing == .uptodate }) else {
+      return nil
+    }
+    return world.nodes.first { $0.record?.standing == .outdated }
+  }
+
+  /// A record was lost while the other copy was in the middle of its resync: two faults at a time, and nothing is promised.
+  private var isNothingUsable: Bool {
+    world.coverage.hasMet(.recordLost) && world.nodes.allSatisfy { $0.record?.standing == .inconsistent }
   }
 
   private func arbiterFault(at node: SimNode) {
@@ -89,7 +112,11 @@ struct RandomRun {
   }
 
   private func diskFault(at node: SimNode) {
-    switch world.random.below(6) {
+    switch world.random.below(9) {
+    case 6, 7: node.isDiskHung.toggle()
+    case 8:
+      // Whoever reads it next finds it lost.
+      if node.daemon == nil, world.random.chance(50) { node.isRecordLost = true }
     case 0, 1:
       node.isDiskSlow.toggle()
       if node.isDiskSlow { world.meet(.diskSlow) }
@@ -108,8 +135,8 @@ struct RandomRun {
 
   private func fault() {
     let node = world.nodes[world.random.below(2)]
-    if world.options.arbiter.usesOthers, world.random.chance(25) { return arbiterFault(at: node) }
-    let kind = world.random.below(35)
+    if world.arbiter.usesOthers, world.random.chance(25) { return arbiterFault(at: node) }
+    let kind = world.random.below(37)
     world.faultRecorder?("fault \(kind) at \(node.name)")
     switch kind {
     case 0, 1: world.options.hasPowerCuts ? node.powerCut() : node.killDaemon()
@@ -153,7 +180,14 @@ struct RandomRun {
     case 25: world.giveUp(node)
     case 26: for node in world.nodes { world.giveUp(node) }  // at the same time
     case 27, 28: node.replaceEngine()
-    case 29, 30, 31, 32: diskFault(at: node)
+    case 29, 30, 31, 32, 33: diskFault(at: node)
+    case 34:
+      if world.isConverged {
+        let next = Campaign.arbiters[world.random.below(Campaign.arbiters.count)]
+        world.changeArbiter(to: next, by: node)
+      } else {
+        world.command(.start(force: true), at: node)
+      }
     default: for node in world.nodes where node.isOn && !node.isFrozen { node.startDaemon() }
     }
   }

@@ -19,6 +19,8 @@ final class Session {
   let id: SessionID
   /// By the side that holds it.
   var isHeld = [true, true]
+  /// By the side whose handshake is at its end: what comes before that waits.
+  var isBegun = [false, false]
   var queues: [[Frame]] = [[], []]
   private var isPumping = [false, false]
 
@@ -38,6 +40,7 @@ final class Session {
     receiver.after(delay) { [unowned world] in
       self.isPumping[side] = false
       guard self.isHeld[receiver.index], !self.queues[side].isEmpty else { return }
+      guard self.isBegun[receiver.index] else { return self.pump(from: sender, in: .milliseconds(1)) }
       guard world.replicates(from: sender) else { return self.pump(from: sender, in: .milliseconds(100)) }
       let frame = self.queues[side].removeFirst()
       if let engine = receiver.engine, engine.session === self { engine.received(frame) }

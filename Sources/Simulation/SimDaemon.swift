@@ -10,16 +10,15 @@ final class SimDaemon {
   private(set) var core: MirrorModule
   private(set) var recorder: FlightRecorder
   private var wakeAt: Int64?
-  private var lastHeard: Int64?
-  private var believesAlive: Bool?
-  private var lastBeat: PeerBeat?
-  private var peerBoot: Int?
+  private(set) var heartbeat: SimHeartbeat
   private var nextToken: UInt64 = 0
   private var replies: [UInt64: (ConsentReply) -> Void] = [:]
   private(set) var eventsInSecond = (second: Int64(-1), count: 0)
   private(set) var answers: [Answer] = []
   private(set) var startedAt: Int64 = 0
   private var callsEnd: Int64 = 0
+  /// As the engine has told it.
+  private(set) var session: SessionID?
   /// Under one mount, and since the operator's last command to either node.
   private var guestStarts = 0
   /// No guest was started since the mount.
@@ -33,6 +32,7 @@ final class SimDaemon {
     self.node = node
     core = MirrorModule(settings: node.settings)
     recorder = FlightRecorder(core, entriesMax: Self.recordedMax)
+    heartbeat = SimHeartbeat(now: Instant(nanoseconds: node.world.now))
   }
 
   func start() {
@@ -48,6 +48,8 @@ final class SimDaemon {
     switch event {
     // The operator's start may have been heard by the other node.
     case .command, .wish: guestStarts = 0
+    case .engine(.connected(let id, _)): session = id
+    case .engine(.ready(let report)): session = report.session
     default: break
     }
     let directives = recorder.handle(event, at: Instant(nanoseconds: world.now), by: &core)
@@ -78,6 +80,7 @@ final class SimDaemon {
         return false
       }
       world.checkPersist(record, at: node)
+      if record.peerOutdated == .force { world.allowSplit() }
       node.record = record
     case .persistWish(let wish):
       if node.persistFails { return false }
@@ -242,42 +245,20 @@ final class SimDaemon {
     }
   }
 
-  // MARK: the peer's beats
+  // MARK: the other node
 
-  func lookForPeer() {
+  /// One turn of HeartbeatLoop: the time is judged before what has come is read.
+  func hear() {
     guard node.daemon === self, !node.isFrozen else { return }
-    let peer = world.peer(of: node)
-    guard let other = peer.daemon, peer.isOn, !peer.isFrozen, world.reaches(from: peer) else {
-      if believesAlive == true, let lastHeard, world.now - lastHeard >= World.detection.nanoseconds {
-        believesAlive = false
-        lastBeat = nil
-        deliver(.nodeLost)
-      }
-      return
-    }
-    lastHeard = world.now
-    let restarted = peerBoot != nil && peerBoot != peer.boot
-    peerBoot = peer.boot
-    let status = other.core.status
-    if restarted { deliver(.nodeRestarted) }
-    if believesAlive != true {
-      believesAlive = true
-      deliver(.nodeAlive)
-    }
-    let beat = PeerBeat(
-      state: status.state, readiness: status.readiness, standing: status.standing ?? .inconsistent,
-      generation: status.generation ?? DurableRecord.empty.generation,
-      guestRunning: status.guest.isPresent,
-      offers: status.offers)
-    if beat != lastBeat {
-      if beat.offers { world.meet(.offered) }
-      if status.isSplit { world.meet(.split) }
-    }
-    if beat != lastBeat || !world.options.beatsOnChangeOnly {
-      lastBeat = beat
-      deliver(.peerBeat(beat))
-    }
+    let events = heartbeat.turn(at: node)
+    for event in events { deliver(event) }
   }
 
-  func forgiveSilence() { if lastHeard != nil { lastHeard = world.now } }
+  // MARK: the configuration
+
+  func configure(_ arbiter: ArbiterPolicy) {
+    var settings = core.settings
+    settings.arbiter = arbiter
+    deliver(.settings(settings))
+  }
 }

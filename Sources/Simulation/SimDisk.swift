@@ -125,9 +125,13 @@ struct SimIntentFile {
     unsynced = []
   }
 
-  /// Somebody damages it, or it is gone.
+  /// Somebody damages it, or it is gone. Both copies of the newest batch without anything behind them cannot be told from a batch
+  /// that was torn before it counted: that damage is not done.
   mutating func damage(_ random: inout Random) {
-    guard let count = bytes?.count, random.chance(60) else { return bytes = nil }
-    for _ in 0..<1 + random.below(40) { bytes?[random.below(count)] ^= UInt8(1 + random.below(255)) }
+    guard let whole = bytes, random.chance(60) else { return bytes = nil }
+    var damaged = whole
+    for _ in 0..<1 + random.below(40) { damaged[random.below(whole.count)] ^= UInt8(1 + random.below(255)) }
+    let found = damaged.withUnsafeBytes { IntentLog.read($0) }.snapshot
+    if found.isEverything || found == whole.withUnsafeBytes({ IntentLog.read($0) }).snapshot { bytes = damaged }
   }
 }

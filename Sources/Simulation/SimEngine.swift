@@ -22,6 +22,8 @@ final class SimEngine {
   /// Since when they are not.
   private(set) var heldSince: Int64?
   private var commands: [(SimEngine) -> Void] = []
+  /// `endSession` that were received and not obeyed yet.
+  private(set) var endsAhead = 0
   private var isWorking = false
   /// Dead, and not replaced yet: counts replacements, so that an older plan finds a newer one.
   private var replacements = 0
@@ -85,6 +87,7 @@ final class SimEngine {
 
   func receive(_ command: EngineCommand, from daemon: SimDaemon) {
     guard daemon === self.daemon, !isAway else { return }
+    if command == .endSession { endsAhead += 1 }
     enqueue { $0.obey(command) }
   }
 
@@ -129,8 +132,10 @@ final class SimEngine {
     let began = epoch
     let slow = node.isDiskSlow ? world.random.milliseconds(200...3000) : .zero
     node.after(world.random.milliseconds(milliseconds) + slow) { [weak self] in
-      guard let self, self.node.engine === self, self.epoch == began else { return }
-      body(self)
+      self?.node.onDisk { [weak self] in
+        guard let self, self.node.engine === self, self.epoch == began else { return }
+        body(self)
+      }
     }
   }
 
@@ -141,6 +146,7 @@ final class SimEngine {
       wantsConnection = true
       world.planConnection()
     case .endSession:
+      endsAhead -= 1
       wantsConnection = false
       closeSession()
       tell(.sessionEnded)
@@ -259,6 +265,7 @@ final class SimEngine {
     var completions: [AcknowledgeMachine.Completion] = []
     do { try machine.setPolicy(next, completions: &completions) } catch { return fail("setPolicy", "\(error)") }
     isDrainWanted = false
+    node.servedUnder = nil
     world.checkPolicy(next, at: node)
     conclude()
     settle(completions)
@@ -273,6 +280,7 @@ final class SimEngine {
     epoch += 1
     daemon = nil
     node.engine = nil
+    node.servedUnder = nil
   }
 
   /// The process dies and its keeper starts another one under the mount: the guest's request waits in the kernel and is handed
@@ -283,6 +291,7 @@ final class SimEngine {
     session = nil
     epoch += 1
     commands = []
+    endsAhead = 0
     isWorking = false
     wantsConnection = false
     heldSince = nil
@@ -355,6 +364,7 @@ final class SimEngine {
 
   func begin(_ session: Session) {
     self.session = session
+    session.isBegun[node.index] = true
     machine.sessionBegan(session.id)
     lastHeard = world.now
     tell(.connected(session.id, link: "storage"))

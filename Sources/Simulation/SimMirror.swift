@@ -14,6 +14,8 @@ final class SimRequest {
   var done: ((_ errno: Int32) -> Void)?
   /// How many writes had been acknowledged when it was made: what a flush promises.
   var acknowledgedBefore = 0
+  /// What the copy showed then: what came later is not behind this flush.
+  var contentsBefore = Contents()
   var bits: UInt64 = 0
   var token: AcknowledgeMachine.Token?
   var ticket: RangeOrder.Ticket?

@@ -16,6 +16,13 @@ final class SimNode {
 
   // Durable.
   var record: DurableRecord?
+  /// Under which the engine was told to serve, when the record was found to be lost; nil = it was told anew since.
+  var servedUnder: DurableRecord?
+  /// Both copies of the record are unreadable, as whoever reads it next will find.
+  var isRecordLost = false
+  var arbiter = ArbiterPolicy.wait
+  /// Of the configuration that names it.
+  var revision = 0
   var wish = Wish(started: false, version: 0)
   var limits = ModuleLimits()
   var copy = Copy()
@@ -37,6 +44,9 @@ final class SimNode {
   private(set) var suspendsSince: Int64 = 0
   var fenceFails = false
   var isDiskSlow = false
+  /// Nothing that is asked of the disks is answered, and nothing fails.
+  var isDiskHung = false { didSet { if !isDiskHung { runHung() } } }
+  private var hung: [() -> Void] = []
   var writesFail = false
   var intentsFail = false
   /// The next daemon activity stops dead behind this many directives.
@@ -56,7 +66,7 @@ final class SimNode {
     guard let module = ModuleName("vm") else { preconditionFailure("the name is fixed") }
     var settings = MirrorSettings(
       module: module, node: id, nodeName: name, peerName: name == "a" ? "b" : "a", preferred: world.options.preferred,
-      arbiter: world.options.arbiter, detection: World.detection, bootWait: World.bootWait,
+      arbiter: arbiter, detection: World.detection, bootWait: World.bootWait,
       stopTimeout: World.stopTimeout, restartsMax: 3, restartWindow: .seconds(3600), bootID: "\(name)\(boot)",
       seed: world.options.seed &* 31 &+ incarnations &* 2 &+ UInt64(index))
     settings.forceAfter = world.options.forceAfter
@@ -73,8 +83,30 @@ final class SimNode {
     }
   }
 
+  /// For the disk, which may not come to it for a long time.
+  func onDisk(_ run: @escaping () -> Void) {
+    guard isDiskHung else { return run() }
+    world.meet(.diskHung)
+    hung.append(run)
+  }
+
+  private func runHung() {
+    let waiting = hung
+    hung = []
+    for run in waiting { after(.zero, run) }
+  }
+
   func startDaemon() {
     guard isOn, daemon == nil else { return }
+    if isRecordLost {
+      world.meet(.recordLost)
+      servedUnder = engine == nil ? nil : servedUnder ?? record
+      // Where nobody else knows of its branch, the other copy counts as the newest (docs/simulation.md).
+      let known = world.peer(of: self).record?.history ?? []
+      world.ledger.forget { [record] in record?.history.contains($0) ?? false && !known.contains($0) }
+      record = nil
+      isRecordLost = false
+    }
     if record?.standing == .uptodate, record?.peerOutdated != nil, wish.started { world.meet(.startByStanding) }
     daemon = SimDaemon(node: self)
     daemon?.start()
@@ -108,6 +140,8 @@ final class SimNode {
     daemonDiesAfter = nil
     engine?.loseSessionSilently()
     engine = nil
+    servedUnder = nil
+    hung = []
     guest = nil
     var random = Random(state: world.random.next())
     copy.losePower(&random)
@@ -131,8 +165,6 @@ final class SimNode {
     world.meet(.hostThawed)
     isFrozen = false
     thawedAt = world.now
-    // A stall of its own must not make a daemon believe that its peer is gone.
-    daemon?.forgiveSilence()
     let late = deferred
     deferred = []
     for run in late { after(.zero, run) }
@@ -202,6 +234,7 @@ final class SimGuest {
       }
     }
     request.acknowledgedBefore = world.ledger.acknowledgements
+    request.contentsBefore = node.copy.contents
     engine.accept(request)
   }
 

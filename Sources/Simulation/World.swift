@@ -11,8 +11,6 @@ final class World {
     var preferred = NodeID.first
     var forceAfter: Duration?
     var splitPolicy = SplitPolicy.ask
-    /// Two branches may come about by what the operator chose beforehand.
-    var maySplit: Bool { arbiter.isUnproven || forceAfter != nil }
     /// Beats reach the core only when they say something new: nothing wakes it by accident.
     var beatsOnChangeOnly = true
     /// The engine's own exit is reported to the core.
@@ -37,7 +35,9 @@ final class World {
   static let acknowledgeStallMax: Duration = .seconds(10)
   static let consentTimeout: Duration = .seconds(2)
 
-  let options: Options
+  private(set) var options: Options
+  /// Two branches may come about by what the operator chose or did.
+  private(set) var maySplit: Bool
   var random: Random
   private(set) var now: Int64 = 0
   private var agenda = Agenda()
@@ -58,19 +58,21 @@ final class World {
   /// Receives every fault of a random run.
   var faultRecorder: ((String) -> Void)?
   var names = Names()
-  private var connectionPlanned = false
+  var connectionPlanned = false
   private var lastNonce: UInt64 = 0
   /// Of the one image.
   let identity: FileIdentity
 
   init(_ options: Options) {
     self.options = options
+    maySplit = options.arbiter.isUnproven || options.forceAfter != nil
     random = Random(state: options.seed)
     guard let identity = FileIdentity(high: 1, low: options.seed) else { preconditionFailure("it is not zero") }
     self.identity = identity
     nodes = [
       SimNode(world: self, id: .first, name: "a"), SimNode(world: self, id: .second, name: "b"),
     ]
+    for node in nodes { node.arbiter = options.arbiter }
     // As `vmha add` leaves it: the first node holds the disks, the second holds nothing.
     nodes[0].record = DurableRecord(
       generation: Generation(number: 1, branch: BranchID(rawValue: random.next() | 1)), standing: .uptodate)
@@ -138,9 +140,10 @@ final class World {
   func reaches(from node: SimNode) -> Bool { replicationUp[node.index] || lanUp[node.index] }
 
   private func ticked() {
-    for node in nodes { node.daemon?.lookForPeer() }
+    for node in nodes { node.daemon?.hear() }
     for node in nodes { node.engine?.lookForSilence() }
     for node in nodes { shareWish(from: node) }
+    shareArbiter()
     if isConverged, isStill { checkEqualCopies() }
     planConnection()
     after(Self.tick) { [unowned self] in ticked() }
@@ -160,9 +163,7 @@ final class World {
     after(delay(30, 5...300)) { [unowned self] in
       connectionPlanned = false
       guard mayConnect, let a = nodes[0].engine, let b = nodes[1].engine else { return }
-      let session = Session(SessionID(rawValue: random.next()))
-      a.begin(session)
-      b.begin(session)
+      shakeHands([a, b])
     }
   }
 
@@ -198,6 +199,7 @@ final class World {
       node.guestStartFails = false
       node.suspendFails = false
       node.isDiskSlow = false
+      node.isDiskHung = false
       node.writesFail = false
       node.intentsFail = false
       node.daemonDiesAfter = nil
@@ -212,8 +214,8 @@ final class World {
     guard let daemon = node.daemon, !node.isFrozen else { return }
     var version = max(nodes[0].wish.version, nodes[1].wish.version)
     switch verb {
-    case .start:
-      meet(.commandStart)
+    case .start(let force):
+      meet(force ? .commandForce : .commandStart)
       version += 1
     case .stop:
       meet(.commandStop)
@@ -223,6 +225,12 @@ final class World {
     }
     daemon.deliver(.command(Command(id: random.next(), verb: verb, wishVersion: version)))
   }
+
+  /// From now on two branches may come about, and only what a copy descends from is promised of it.
+  func allowSplit() { maySplit = true }
+
+  /// A fence is one.
+  func allowPowerCuts() { options.hasPowerCuts = true }
 
   /// The operator keeps the other node's copy.
   func giveUp(_ node: SimNode) {

@@ -356,4 +356,64 @@ import Testing
       .witnessRead(id: try #require(reads(asked)), reading(claim, revision: 30, mod: 30, holder: .first)), at: start)
     #expect(persisted(late) == nil && core.status.state != .alone)
   }
+
+  /// The first question had no answer in time and the second is open: what the first one hears now grants nothing.
+  @Test func theAnswerToAnEarlierQuestionGrantsNothing() throws {
+    let claim = BranchID(rawValue: 99)
+    let grant = reading(claim, revision: 30, mod: 30, holder: .first)
+    var (core, asked) = bereaved(record { $0.claim = claim }, .witness)
+    let first = try #require(reads(asked))
+    _ = core.handle(.timer, at: start + MirrorSettings.arbiterAnswerMax)
+    let later = start + MirrorSettings.arbiterAnswerMax + MirrorSettings.arbiterRetry
+    let second = try #require(reads(core.handle(.timer, at: later)))
+    #expect(first != second)
+    #expect(persisted(core.handle(.witnessRead(id: first, grant), at: later)) == nil && core.status.state != .alone)
+    #expect(persisted(core.handle(.witnessRead(id: second, grant), at: later))?.generation.branch == claim)
+  }
+
+  /// R4: it goes on by its standing while the question is open; the answer must not raise the generation under its guest.
+  @Test func aRightThatComesAfterTheStartByStandingIsDropped() throws {
+    var core = MirrorModule(settings: World.settings(.ping))
+    // Under a policy the mark alone does not start it beside a peer that is there.
+    let marked = record { ($0.peerOutdated, $0.wroteLast) = (.policy, true) }
+    _ = core.handle(.loaded(record: marked, wish: Wish(started: true, version: 1), guest: .off), at: start)
+    _ = core.handle(.engine(.ready(EngineReport(processID: 1, role: .idle, policy: .frozen))), at: start)
+    _ = core.handle(.nodeAlive, at: start)
+    let blocked = PeerBeat(
+      state: .wait, readiness: .blocked, standing: .outdated,
+      generation: Generation(number: 9, branch: BranchID(rawValue: 5)), guestRunning: false, offers: false)
+    var directives = core.handle(.peerBeat(blocked), at: start)
+    let patience = start + World.detection + MirrorSettings.consentPatience
+    directives += core.handle(.timer, at: patience)
+    let ping = try #require(directives.compactMap { if case .ping(let id) = $0 { id } else { nil } }.first)
+    let lost = core.handle(.nodeLost, at: patience)
+    #expect(lost.contains(.engine(.mount)) && persisted(lost) == nil && core.status.state == .alone)
+    let late = core.handle(.pingAnswered(id: ping), at: patience)
+    #expect(persisted(late) == nil && core.durableRecord == marked && !late.contains(.engine(.mount)))
+  }
+
+  /// R5: of two nodes that ask each other one yields: the running guest goes first, then the lower node.
+  @Test(arguments: [(NodeID.first, false, false), (.first, true, true), (.second, false, true), (.second, true, true)])
+  func ofTwoCrossingRequestsOneIsGranted(_ node: NodeID, _ theirGuestRuns: Bool, _ isGranted: Bool) throws {
+    var core = MirrorModule(settings: World.settings(.wait, of: node))
+    _ = core.handle(.loaded(record: record(), wish: Wish(started: true, version: 1), guest: .off), at: start)
+    _ = core.handle(.engine(.ready(EngineReport(processID: 1, role: .idle, policy: .frozen))), at: start)
+    _ = core.handle(.nodeAlive, at: start)
+    let offer = PeerBeat(
+      state: .wait, readiness: .blocked, standing: .uptodate, generation: record().generation, guestRunning: false,
+      offers: true)
+    let mine = core.handle(.peerBeat(offer), at: start)
+    let question = mine.compactMap { if case .askConsent(let request) = $0 { request } else { nil } }.first
+    let asked = try #require(question)
+    let theirs = ConsentRequest(
+      nonce: 1, node: node.peer, generation: record().generation, history: [old], guestRunning: theirGuestRuns,
+      stopping: false)
+    let answer = core.handle(.consentRequested(theirs, token: 1), at: start)
+    #expect(answer.contains { if case .replyConsent(1, .granted) = $0 { true } else { false } } == isGranted)
+    #expect((persisted(answer)?.standing == .outdated) == isGranted)
+    // Whoever yields has dropped its own question.
+    let late = core.handle(
+      .consentReplied(.granted(nonce: asked.nonce, generation: asked.generation, claim: nil)), at: start)
+    #expect((persisted(late)?.peerOutdated == .consent) == !isGranted)
+  }
 }

@@ -118,6 +118,43 @@ import Testing
     #expect(forced.contains(.engine(.endSession)))
   }
 
+  /// The same seen from the other node, which was the primary: its record is lost, its engine and its guest are still there, frozen. It
+  /// can never go on, and as long as it is the primary nobody lets the outdated copy go on.
+  @Test func aPrimaryThatLostItsRecordLetsGoWhenNoCopyIsUsable() {
+    var core = MirrorModule(settings: World.settings(.wait))
+    _ = core.handle(.loaded(record: nil, wish: Wish(started: true, version: 1), guest: .running), at: start)
+    _ = core.handle(.engine(.ready(report(.primary, .alone, mounted: true))), at: start)
+    #expect(core.status.state == .prim)
+    _ = core.handle(.nodeAlive, at: start)
+    _ = core.handle(.engine(.sessionEnded), at: start)
+    _ = core.handle(.engine(.connected(session, link: "storage")), at: start)
+    var outdated = record
+    outdated.standing = .outdated
+    let theirs = Hello(node: .second, record: outdated, isAlone: false, guestRunning: false, continuous: false)
+    let met = core.handle(.peerMessage(session, .hello(theirs)), at: start)
+    #expect(met.contains(.destroyGuest) && met.contains(.engine(.unmount(force: true))))
+    #expect(!met.contains { if case .persist = $0 { true } else { false } })
+    _ = core.handle(.engine(.unmounted), at: start)
+    _ = core.handle(.guestOff(.destroyed), at: start)
+    #expect(core.status.state == .wait && core.status.guest == .off)
+    #expect(core.status.sentence.contains("neither copy is usable"))
+  }
+
+  /// The record of a secondary is lost while its vmhad is away and its engine goes on: the primary is in sync and would never ask it
+  /// anything again. They meet anew.
+  @Test func aReplicaWhoseRecordIsLostMeetsItsPeerAnew() {
+    var lost = report(.replica, .frozen, mounted: false)
+    lost.session = session
+    for (record, ends) in [(nil, true), (DurableRecord.empty, false)] {
+      var core = MirrorModule(settings: World.settings(.wait))
+      _ = core.handle(.loaded(record: record, wish: Wish(started: true, version: 1), guest: .off), at: start)
+      let taken = core.handle(.engine(.ready(lost)), at: start)
+      #expect(taken.contains(.engine(.endSession)) == ends)
+      // What is in the middle of its first resync goes on with it.
+      #expect(taken.contains(.sendPeer(session, .targetReady(claim: nil))) == !ends)
+    }
+  }
+
   // MARK: R11: a disk that failed under the guest
 
   /// Nobody takes the offered module in time: when both meet, the copy that kept every acknowledged write is the source.

@@ -259,4 +259,38 @@ extension World {
     #expect(!core.handle(.engine(lost), at: start).contains(.startGuest))
     #expect(!core.handle(.engine(.sessionConfirmed(session)), at: start).contains(.startGuest))
   }
+
+  /// R8.4: only the target of this session's resync adopts: not who was just met in it, nor who has still to stop its guest for it.
+  @Test(arguments: [GuestState.off, .running]) func onlyATargetAdopts(guest: GuestState) {
+    var report = EngineReport(processID: 1, role: guest == .off ? .idle : .primary, policy: .frozen)
+    report.isMounted = guest == .running
+    var (core, _) = core(record, guest: guest, report: report)
+    _ = core.handle(.engine(.sessionEnded), at: start)
+    _ = core.handle(.engine(.connected(session, link: "storage")), at: start)
+    var newer = DurableRecord(generation: Generation(number: 5, branch: BranchID(rawValue: 55)), standing: .uptodate)
+    newer.history = record.history + [newer.generation.branch]
+    newer.peerOutdated = .consent
+    let adopt = PeerMessage.adopt(newer.generation, history: newer.history, pairing: 7)
+    let adopts = { (directives: [Directive]) in
+      directives.contains { directive in
+        switch directive {
+        case .persist(let next): next.standing == .uptodate
+        case .engine(.clearIntents), .sendPeer(_, .adopted): true
+        default: false
+        }
+      }
+    }
+    #expect(!adopts(core.handle(.peerMessage(session, adopt), at: start)))
+    let hello = Hello(node: .second, record: newer, isAlone: true, guestRunning: true, continuous: true)
+    let met = core.handle(.peerMessage(session, .hello(hello)), at: start)
+    #expect(met.contains(.destroyGuest) == (guest == .running))
+    if guest == .running {
+      #expect(!adopts(core.handle(.peerMessage(session, adopt), at: start)))
+      _ = core.handle(.guestOff(.destroyed), at: start)
+      _ = core.handle(.engine(.unmounted), at: start)
+    }
+    #expect(core.durableRecord?.standing == .inconsistent)
+    #expect(adopts(core.handle(.peerMessage(session, adopt), at: start)))
+    #expect(core.status.state == .second && core.durableRecord?.generation == newer.generation)
+  }
 }

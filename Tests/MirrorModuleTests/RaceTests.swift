@@ -132,7 +132,7 @@ import Testing
     world.run(for: .seconds(8))
     for node in world.nodes { world.command(.start(force: false), at: node) }
     _ = world.run(upTo: .seconds(120)) { world.isConverged || world.isSplit }
-    if world.isSplit, world.options.maySplit { world.giveUp(world.nodes[1]) }
+    if world.isSplit, world.maySplit { world.giveUp(world.nodes[1]) }
     _ = world.run(upTo: .seconds(120)) { world.isConverged }
     world.run(for: .seconds(30))
     if let violation = world.violations.first { return violation.description }
