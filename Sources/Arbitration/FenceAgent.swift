@@ -91,20 +91,20 @@ public struct FenceAgent: Sendable {
     guard let row = rows.first(where: { $0.prefix(2).contains(plug) }) else {
       return "the device does not tell whose plug \(plug) is"
     }
-    guard !row.contains(where: { FenceOptions.firstLabel($0) == FenceOptions.firstLabel(ownName) }) else {
+    guard !row.contains(where: { FenceOptions.isName($0, of: ownName, not: target) }) else {
       throw ArbitrationError(
         .configuration,
         "\(configuration.optionsFile) is for \(target), but the device says that plug \(plug) is this node, \(ownName)")
     }
     return "the device knows plug \(plug)"
-      + (row.contains { FenceOptions.firstLabel($0) == FenceOptions.firstLabel(target) } ? " as \(target)" : "")
+      + (row.contains { FenceOptions.isName($0, of: target, not: ownName) } ? " as \(target)" : "")
   }
 
   /// R5: options that name this node are no way to power off the other one.
   private func checkedOptions() throws -> FenceOptions {
     let file = configuration.optionsFile
     let options = try FenceOptions(text: try SecretFile.read(file), file: file)
-    if let why = options.objection(ownName: ownName, ownAddresses: ownAddresses) {
+    if let why = options.objection(ownName: ownName, ownAddresses: ownAddresses, target: target) {
       throw ArbitrationError(
         .configuration, "\(file) is for \(target), but would power off the node that runs it: \(why)")
     }

@@ -1,4 +1,3 @@
-import HostSystem
 import Model
 
 /// A fence agent's `key=value` lines: checked, and what they say of the machine that loses its power.
@@ -52,9 +51,8 @@ public struct FenceOptions: Sendable {
   }
 
   /// Why this would power off the node that runs it; nil = it does not say so.
-  func objection(ownName: String, ownAddresses: [String]) -> String? {
-    let own = Self.firstLabel(ownName)
-    for (key, value) in values where Self.machineKeys.contains(key) && Self.firstLabel(value) == own {
+  func objection(ownName: String, ownAddresses: [String], target: String) -> String? {
+    for (key, value) in values where Self.machineKeys.contains(key) && Self.isName(value, of: ownName, not: target) {
       return "\(key)=\(value) is this node itself"
     }
     if let address, ownAddresses.contains(where: { $0.lowercased() == address }) {
@@ -87,10 +85,14 @@ public struct FenceOptions: Sendable {
   private static func trimmed(_ text: Substring) -> String {
     String(text.drop { $0 == " " }.reversed().drop { $0 == " " }.reversed())
   }
-  /// A host's name without its domain.
-  static func firstLabel(_ name: String) -> String {
-    String(name.lowercased().prefix { $0 != "." })
+
+  /// Whether this is the host's name, with its domain or without it where that is enough to tell it from the other one.
+  static func isName(_ text: String, of host: String, not other: String) -> Bool {
+    func firstLabel(_ name: String) -> String { String(name.lowercased().prefix { $0 != "." }) }
+    return text.lowercased() == host.lowercased()
+      || firstLabel(text) == firstLabel(host) && firstLabel(host) != firstLabel(other)
   }
+
   /// FNV-1a: to tell two apart, nothing more.
   private static func number(_ text: String) -> String {
     let hash = text.utf8.reduce(UInt32(2_166_136_261)) { ($0 ^ UInt32($1)) &* 16_777_619 }

@@ -52,7 +52,8 @@ final class Arbiters: Sendable {
       let old = state.cluster
       state.node = node
       state.cluster = cluster
-      if old?.arbitersInUse != cluster.arbitersInUse { state.trouble = [:] }
+      // What is still asked is as broken as it was; the next look says more.
+      state.trouble = state.trouble.filter { part, _ in cluster.arbitersInUse.contains(where: part.isAsked) }
       guard old?.witness != cluster.witness || old?.uuid != cluster.uuid else { return }
       state.witness = cluster.witness.map { EtcdWitness($0, cluster: cluster.uuid) }
     }

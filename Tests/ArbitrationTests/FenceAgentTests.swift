@@ -115,6 +115,17 @@ import Testing
     #expect(device.text("actions").isEmpty)
   }
 
+  /// Names that differ in their domain only must not keep a node from powering its peer off.
+  @Test(arguments: [("db.west", true), ("DB.east", false), ("db", true)])
+  func hostsMayDifferInTheirDomainOnly(_ plug: String, _ isUsable: Bool) throws {
+    let device = try Device()
+    try device.write(options: "plug=\(plug)\npassword=s3cret\n")
+    let agent = FenceAgent(
+      FenceConfiguration(agent: device.agent, optionsFile: device.options), target: "db.west", ownName: "db.east",
+      ownAddresses: [])
+    #expect((failure { try agent.monitor() } == nil) == isUsable)
+  }
+
   @Test func theTargetIsTheSameForTheSameMachineOnly() throws {
     let device = try Device()
     func target(_ options: String) throws -> String {
