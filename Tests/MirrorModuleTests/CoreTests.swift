@@ -293,4 +293,21 @@ extension World {
     #expect(adopts(core.handle(.peerMessage(session, adopt), at: start)))
     #expect(core.status.state == .second && core.durableRecord?.generation == newer.generation)
   }
+
+  /// R1, R12: what the peer agreed to in an earlier session gives no branch up in this one.
+  @Test func anAgreementOfAnotherSessionGivesNothingUp() {
+    var (core, _) = core(record)
+    _ = core.handle(.engine(.connected(session, link: "storage")), at: start)
+    let theirs = DurableRecord(
+      generation: Generation(number: 4, branch: BranchID(rawValue: 55)), standing: .uptodate)
+    let hello = Hello(node: .second, record: theirs, isAlone: false, guestRunning: false, continuous: false)
+    _ = core.handle(.peerMessage(session, .hello(hello)), at: start)
+    let verb = Command.Verb.resolve(mine: record.generation, theirs: theirs.generation)
+    let asked = core.handle(.command(Command(id: 1, verb: verb, wishVersion: 1)), at: start)
+    #expect(asked.contains(.sendPeer(session, .giveUp(record.generation, kept: theirs.generation))))
+    let archive = Directive.archiveBranch(record.generation, kept: theirs.generation)
+    let agreed = PeerMessage.goOn(theirs.generation)
+    #expect(!core.handle(.peerMessage(SessionID(rawValue: 8), agreed), at: start).contains(archive))
+    #expect(core.handle(.peerMessage(session, agreed), at: start).contains(archive))
+  }
 }

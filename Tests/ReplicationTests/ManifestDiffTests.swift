@@ -238,6 +238,21 @@ private func sampleLink(_ isFirst: Bool) -> LinkTarget { target(isFirst ? "x" : 
     #expect(try applied(source, source).actions.isEmpty)
   }
 
+  /// A link at the target alone: whatever is written to one file there would be in both.
+  @Test func filesThatAreOneAtTheTargetAreTakenApart() throws {
+    let (first, second) = (TreePath([name("a")]), TreePath([name("b")]))
+    let node = Tree.Node(mode: 0o100600, owner: 0, group: 0, size: 7)
+    var source = Tree()
+    var target = Tree()
+    let steps = [
+      source.add(first, node), source.add(second, node), target.add(first, node),
+      target.perform(.link(existing: first, new: second)),
+    ]
+    #expect(!steps.contains(false))
+    let (tree, _) = try applied(source, target)
+    #expect(tree.shape == source.shape && tree.names[first] != tree.names[second])
+  }
+
   @Test func whatStaysIsNotTouched() throws {
     var source = Tree()
     let disk = TreePath([name("disk")])

@@ -288,6 +288,25 @@ private struct CopyWorld {
     #expect(piece.range == 5 * zone..<6 * zone && piece.kind == .data)
   }
 
+  /// Between the look and the send the guest wrote into the hole: its data is sent.
+  @Test func aHoleThatGotDataComesAgainAsData() {
+    let zone = ResyncPlan.zoneBytes
+    var plan = ResyncPlan(
+      files: [ResyncFile(file: file, size: zone, allocated: 0, content: .whole)], now: seconds(0))
+    #expect(plan.next() == .scan(file, from: 0))
+    plan.scanned(file, from: 0, data: nil, size: zone)
+    guard case .copy(let hole) = plan.next(), hole.isHole else {
+      Issue.record("no hole")
+      return
+    }
+    plan.stale(hole)
+    guard case .copy(let data) = plan.next() else {
+      Issue.record("the hole does not come again")
+      return
+    }
+    #expect(!data.isHole && data.range.lowerBound == hole.range.lowerBound)
+  }
+
   @Test func theWindowBoundsWhatIsOutstanding() throws {
     let zone = ResyncPlan.zoneBytes
     var plan = ResyncPlan(
