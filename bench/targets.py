@@ -130,6 +130,9 @@ def mirror(playground, local):
         "--chardev", "stdio,id=monitor", "--monitor", "chardev=monitor")
     command = qmp(daemon)
     command("qmp_capabilities")
+    # Before the mirror begins, which then takes its place above the source: an export made later would write below it, to
+    # this node alone.
+    command("block-export-add", type="nbd", id="export", writable=True, name="mirror", **{"node-name": "source"})
     command("blockdev-mirror", **{
         "job-id": "mirror", "device": "source", "target": "target", "sync": "full", "copy-mode": "write-blocking"})
     deadline = time.monotonic() + READY_SECONDS_MAX
@@ -137,12 +140,22 @@ def mirror(playground, local):
         if time.monotonic() > deadline:
             raise LabError(f"QEMU's mirror was not ready after {READY_SECONDS_MAX} s")
         time.sleep(0.2)
-    command("block-export-add", type="nbd", id="export", writable=True, name="mirror", **{"node-name": "source"})
+    prove(playground, "nbd+unix:///mirror?socket=/run/bench-mirror.sock", f"{FOLDER}/mirror.raw")
     carriers = playground.processes(1, "qemu-storage-da") + playground.processes(2, "qemu-nbd")
     target = QemuMirror(playground, "qemu-mirror", "nbd+unix:///mirror?socket=/run/bench-mirror.sock", carriers)
     engines_of_fio = playground.on(1, "fio", "--enghelp", check=False).split()
     target.has_fio = "nbd" in engines_of_fio
     return target
+
+
+def prove(playground, address, copy):
+    """What is written at `address` is in the other node's file when the write is acknowledged."""
+    for pattern in (90, 165):
+        playground.on(1, "qemu-img", "bench", "-f", "raw", "-t", "none", "-w", "-c", "1", "-s", "4096",
+                      f"--pattern={pattern}", address)
+        found = playground.shell(2, 'head -c 4096 "$1" | od -An -v -tu1 | tr -s " " "\\n" | sort -u', copy).split()
+        if found != [str(pattern)]:
+            raise LabError(f"a write at {address} did not reach {copy} on the other node")
 
 
 def qmp(daemon):

@@ -110,6 +110,8 @@ ALL = [
     Fio("mixed-4k-d16", "4 KiB 70 % read 30 % write, depth 16", "randrw", 16, 4096, more=("--rwmixread=70",)),
     Fio("commit-4k", "4 KiB write + fdatasync, depth 1", "randwrite", 1, 4096, more=("--fdatasync=1",),
         is_settled=True),
+    Fio("commit-log-4k", "4 KiB sequential write + fdatasync, depth 1", "write", 1, 4096, more=("--fdatasync=1",),
+        is_settled=True),
     Fio("read-4k-d1", "4 KiB random read, depth 1", "randread", 1, 4096),
     Fio("read-4k-d16", "4 KiB random read, depth 16", "randread", 16, 4096),
     QemuBench("read-1m", "1 MiB sequential read, depth 4", False, 4, MIB, 1024, MIB),

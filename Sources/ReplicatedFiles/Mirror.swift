@@ -159,11 +159,12 @@ final class Mirror: GuestRequestSink {
     switch request.action {
     case .write, .range, .repair: return order(request, &state)
     case .name: return true
-    case .flush:
+    case .flush(_, let dataOnly):
       if let dispatch = state.machine.send(token) {
         let file = state.unmirrored.contains(request.file) ? nil : request.file
         state.session?.enqueue(headBytesMax: FrameLimits.smallHeadBytesMax) {
-          FrameHead.flushRequest(into: $0, session: dispatch.session, sequence: dispatch.sequence, file: file)
+          FrameHead.flushRequest(
+            into: $0, session: dispatch.session, sequence: dispatch.sequence, file: file, dataOnly: dataOnly)
         }
       }
       return true

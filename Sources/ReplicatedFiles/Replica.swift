@@ -26,7 +26,15 @@ final class Replica: Sendable {
     var verifyHasher: BlockHasher?
     /// Something other than acknowledgements is queued.
     var hasAnswers = false
-    var flushes: [(sequence: UInt64, file: FileID?, session: PeerSession)] = []
+    var flushes: [FlushRequest] = []
+  }
+
+  private struct FlushRequest {
+    let sequence: UInt64
+    let session: PeerSession
+    /// nil = everything.
+    let file: FileID?
+    let dataOnly: Bool
   }
 
   private let root: Int32
@@ -124,9 +132,10 @@ final class Replica: Sendable {
         FrameHead.bytes(.verified(answer), session: session.id, sequence: frame.header.sequence))
       state.hasAnswers = true
     case .flushRequest(let file):
-      guard state.flushes.count < Self.flushesMax else { throw .diverged("more than \(Self.flushesMax) flushes wait") }
-      state.flushes.append((frame.header.sequence, file, session))
-      self.state.wake()
+      try flush(
+        FlushRequest(sequence: frame.header.sequence, session: session, file: file, dataOnly: false), &state)
+    case .dataFlushRequest(let file):
+      try flush(FlushRequest(sequence: frame.header.sequence, session: session, file: file, dataOnly: true), &state)
     case .manifestBegin, .manifestEntry, .manifestAttribute, .manifestEnd:
       try collect(body, session, &state)
     default: throw .diverged("a \(body.kind) frame is not for a replica")
@@ -199,10 +208,21 @@ final class Replica: Sendable {
 
   // MARK: durability
 
+  private func flush(_ request: FlushRequest, _ state: inout State) throws(ReplicaFailure) {
+    guard state.flushes.count < Self.flushesMax else { throw .diverged("more than \(Self.flushesMax) flushes wait") }
+    state.flushes.append(request)
+    self.state.wake()
+  }
+
   private struct Flush {
     let session: PeerSession
     var sequences: [UInt64]
-    var objects: [ReplicaObject]
+    var objects: [Synced]
+  }
+
+  private struct Synced {
+    let object: ReplicaObject
+    let dataOnly: Bool
   }
 
   private static func flushLoop(_ replica: @escaping () -> Replica?) {
@@ -215,20 +235,27 @@ final class Replica: Sendable {
       guard let session = state.flushes.first?.session else { return nil }
       let waiting = state.flushes
       state.flushes = []
-      var objects: [ObjectIdentifier: ReplicaObject] = [:]
+      var objects: [ObjectIdentifier: Synced] = [:]
+      func add(_ object: ReplicaObject, dataOnly: Bool) {
+        let key = ObjectIdentifier(object)
+        objects[key] = Synced(object: object, dataOnly: dataOnly && objects[key]?.dataOnly != false)
+      }
       for item in waiting {
-        if let file = item.file, let object = state.tree?.takeDirty(file) {
-          objects[ObjectIdentifier(object)] = object
+        if item.dataOnly, let file = item.file, let object = state.tree?.objects[file] {
+          // It stays dirty: its times and rights are still to be made durable.
+          add(object, dataOnly: true)
+        } else if let file = item.file, let object = state.tree?.takeDirty(file) {
+          add(object, dataOnly: false)
         } else {
-          for object in state.tree?.takeDirty() ?? [] { objects[ObjectIdentifier(object)] = object }
+          for object in state.tree?.takeDirty() ?? [] { add(object, dataOnly: false) }
         }
       }
       return Flush(session: session, sequences: waiting.map(\.sequence), objects: Array(objects.values))
     }
     guard let flush else { return }
     var failure: (ReplicaObject, Errno)?
-    for object in flush.objects where object.type == S_IFREG || object.type == S_IFDIR {
-      do throws(Errno) { try Self.sync(object) } catch { failure = failure ?? (object, error) }
+    for item in flush.objects where [S_IFREG, S_IFDIR].contains(item.object.type) {
+      do throws(Errno) { try Self.sync(item) } catch { failure = failure ?? (item.object, error) }
     }
     if let (object, error) = failure { diskError("fsync", Backing.pathForMessage(object.descriptor), error) }
     let code = failure?.1.code ?? 0
@@ -241,16 +268,17 @@ final class Replica: Sendable {
   }
 
   /// By a descriptor of its own: the applying thread may close the object's at any time.
-  private static func sync(_ object: ReplicaObject) throws(Errno) {
-    let file = OwnedDescriptor(
-      try Backing.reopen(object.descriptor, flags: object.type == S_IFDIR ? O_RDONLY | O_DIRECTORY : O_RDONLY))
-    try Backing.sync(file.number, dataOnly: false)
+  private static func sync(_ item: Synced) throws(Errno) {
+    let flags = item.object.type == S_IFDIR ? O_RDONLY | O_DIRECTORY : O_RDONLY
+    let file = OwnedDescriptor(try Backing.reopen(item.object.descriptor, flags: flags))
+    try Backing.sync(file.number, dataOnly: item.dataOnly)
   }
 
   private static func writebackLoop(_ replica: @escaping () -> Replica?) {
     while let replica = replica() {
       replica.startWriteback()
-      _ = replica.state.wait(timeout: writebackInterval) { _ -> Bool? in nil }
+      // Not on the replica's lock, where each flush would wake it.
+      usleep(useconds_t(writebackInterval.nanoseconds / 1000))
     }
   }
 

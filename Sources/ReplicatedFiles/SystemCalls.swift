@@ -288,6 +288,6 @@ enum Backing {
   }
 
   static func sync(_ file: Int32, dataOnly: Bool) throws(Errno) {
-    _ = try changing("backing.sync", file) { dataOnly ? fdatasync(file) : fsync(file) }
+    _ = try changing(dataOnly ? "backing.datasync" : "backing.sync", file) { dataOnly ? fdatasync(file) : fsync(file) }
   }
 }

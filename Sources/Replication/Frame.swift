@@ -37,6 +37,7 @@ public enum FrameKind: UInt8, Sendable, Hashable, CaseIterable {
   case acknowledge = 17
   case flushRequest = 18
   case flushAnswer = 19
+  case dataFlushRequest = 20
   case manifestBegin = 32
   case manifestEntry = 33
   case manifestAttribute = 34
@@ -56,8 +57,8 @@ public enum FrameKind: UInt8, Sendable, Hashable, CaseIterable {
   /// resync pieces in another, questions of a verification in a third. All others carry zero.
   public var isNumbered: Bool {
     switch self {
-    case .operation, .flushRequest, .flushAnswer, .resyncData, .resyncZero, .resyncCompare, .resyncCompared,
-      .verify, .verified:
+    case .operation, .flushRequest, .dataFlushRequest, .flushAnswer, .resyncData, .resyncZero, .resyncCompare,
+      .resyncCompared, .verify, .verified:
       true
     default: false
     }
@@ -163,6 +164,8 @@ public enum FrameBody: Hashable, Sendable {
   case acknowledge([SequenceRange])
   /// nil = every file and directory of the tree.
   case flushRequest(FileID?)
+  /// The contents of one file and what is needed to read them back (fdatasync); times and rights may stay behind.
+  case dataFlushRequest(FileID)
   /// The sequence is that of the request; errno 0 = durable.
   case flushAnswer(errno: Int32)
   /// With `identityOnly` the trees are already the same; it only tells the ids (roles were swapped in this session).
@@ -205,6 +208,7 @@ public enum FrameBody: Hashable, Sendable {
     case .operation: .operation
     case .acknowledge: .acknowledge
     case .flushRequest: .flushRequest
+    case .dataFlushRequest: .dataFlushRequest
     case .flushAnswer: .flushAnswer
     case .manifestBegin: .manifestBegin
     case .manifestEntry: .manifestEntry

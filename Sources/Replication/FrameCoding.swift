@@ -64,11 +64,14 @@ public enum FrameHead {
     return seal(buffer, .resyncZero, session, sequence, fieldsLength: 24)
   }
 
+  /// `dataOnly` counts for one file only: everything is always flushed as a whole.
   public static func flushRequest(
-    into buffer: UnsafeMutableRawBufferPointer, session: SessionID, sequence: UInt64, file: FileID?
+    into buffer: UnsafeMutableRawBufferPointer, session: SessionID, sequence: UInt64, file: FileID?,
+    dataOnly: Bool = false
   ) -> Int {
     store(file?.rawValue ?? 0, buffer, FrameLimits.headerBytes)
-    return seal(buffer, .flushRequest, session, sequence, fieldsLength: 8)
+    let kind: FrameKind = dataOnly && file != nil ? .dataFlushRequest : .flushRequest
+    return seal(buffer, kind, session, sequence, fieldsLength: 8)
   }
 
   public static func flushAnswer(
@@ -156,6 +159,7 @@ extension FieldWriter {
         put(UInt32(range.last - range.first + 1))
       }
     case .flushRequest(let file): put(file?.rawValue ?? 0)
+    case .dataFlushRequest(let file): put(file)
     case .flushAnswer(let errno): put(UInt32(bitPattern: errno))
     case .manifestBegin(let identityOnly, let key):
       put(UInt8(identityOnly ? 1 : 0))

@@ -190,6 +190,7 @@ extension FieldReader {
     case .flushRequest:
       let file = try take(UInt64.self)
       return .flushRequest(file == 0 ? nil : FileID(rawValue: file))
+    case .dataFlushRequest: return .dataFlushRequest(try file())
     case .flushAnswer: return .flushAnswer(errno: Int32(bitPattern: try take()))
     case .manifestBegin:
       return .manifestBegin(identityOnly: try flag(), key: HashKey(try take(), try take()))

@@ -135,7 +135,7 @@ final class SweepGuest: Sendable {
       guard step % 12 == 11 else { continue }
       // What this thread has written so far is flushed; the other half's may be.
       let acknowledged = state.withLock { state in state.blocks.map(\.acknowledged) }
-      guard goesOn(Int(fsync(file))) else { return }
+      guard goesOn(Int(step % 24 == 11 ? fdatasync(file) : fsync(file))) else { return }
       state.withLock { state in
         for number in half * Self.blocks / 2..<(half + 1) * Self.blocks / 2 {
           state.blocks[number].flushed = acknowledged[number]

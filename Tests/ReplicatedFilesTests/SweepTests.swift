@@ -15,8 +15,8 @@ struct SweepTests {
   private static let required: Set<String> = [
     "backing.create", "backing.mkdir", "backing.mknod", "backing.symlink", "backing.link", "backing.unlink",
     "backing.rename", "backing.chown", "backing.chmod", "backing.truncate", "backing.setxattr",
-    "backing.removexattr", "backing.write", "backing.allocate", "backing.sync", "backing.times", "intents.write",
-    "intents.sync",
+    "backing.removexattr", "backing.write", "backing.allocate", "backing.sync", "backing.datasync", "backing.times",
+    "intents.write", "intents.sync",
   ]
 
   @Test func everyCall() throws {

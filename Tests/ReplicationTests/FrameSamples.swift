@@ -156,6 +156,7 @@ struct FrameSamples {
       return (.operation(operation), 0)
     case .acknowledge: return (.acknowledge(ranges()), 0)
     case .flushRequest: return (.flushRequest(random.chance(50) ? nil : file()), 0)
+    case .dataFlushRequest: return (.dataFlushRequest(file()), 0)
     case .flushAnswer: return (.flushAnswer(errno: Int32(bitPattern: word())), 0)
     case .manifestBegin:
       return (.manifestBegin(identityOnly: random.chance(50), key: HashKey(random.next(), random.next())), 0)

@@ -119,6 +119,12 @@ private func resealed(_ frame: [UInt8]) -> [UInt8] {
         made(FrameHead.flushRequest(into: buffer, session: session, sequence: 3, file: file))
           == FrameHead.bytes(.flushRequest(file), session: session, sequence: 3))
       #expect(
+        made(FrameHead.flushRequest(into: buffer, session: session, sequence: 3, file: file, dataOnly: true))
+          == FrameHead.bytes(.dataFlushRequest(file), session: session, sequence: 3))
+      #expect(
+        made(FrameHead.flushRequest(into: buffer, session: session, sequence: 3, file: nil, dataOnly: true))
+          == FrameHead.bytes(.flushRequest(nil), session: session, sequence: 3))
+      #expect(
         made(FrameHead.flushAnswer(into: buffer, session: session, sequence: 3, errno: 28))
           == FrameHead.bytes(.flushAnswer(errno: 28), session: session, sequence: 3))
       #expect(

@@ -173,7 +173,8 @@ enum FrameChecks {
     var bodies: [FrameBody] = [
       .agree(version: 1), .keepalive, .failure(.diskError, errno: 5, sentence: "pwrite"), .bye(sentence: "end"),
       .coreMessage, .acknowledge([SequenceRange(1, through: 4), SequenceRange(9)]), .flushRequest(file),
-      .flushAnswer(errno: 0), .resyncData(file, offset: 5), .resyncZero(file, offset: 6, length: 7),
+      .dataFlushRequest(file), .flushAnswer(errno: 0), .resyncData(file, offset: 5),
+      .resyncZero(file, offset: 6, length: 7),
       .resyncAcknowledge([SequenceRange(2)]), .differing(file, .zones([1..<2, 4..<9])), .differing(file, .fresh),
       .differingEnd, .resyncCompare(file, offset: 0, length: 65537, hashes: [BlockHash(1, 2), BlockHash(3, 4)]),
       .resyncCompared(differing: 5),
