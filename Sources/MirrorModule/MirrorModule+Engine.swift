@@ -30,6 +30,8 @@ extension MirrorModule {
     case .barrierDone(let session): barrierDone(session)
     case .failed(let command, let why): commandFailed(command, why)
     case .diskError(let operation, let path, let errno): diskError(operation, path, errno)
+    case .diskHangs(let milliseconds): diskHangs(milliseconds)
+    case .diskAnswers: diskAnswers()
     case .readsHeld: areReadsHeld = true
     case .readsReleased: areReadsHeld = false
     }
@@ -172,7 +174,7 @@ extension MirrorModule {
     }
   }
 
-  private mutating func destroyWithoutDisks() {
+  mutating func destroyWithoutDisks() {
     guard guest.isLive, guest != .stopping else { return }
     guest = .stopping
     out.append(.destroyGuest)
@@ -230,15 +232,6 @@ extension MirrorModule {
     }
   }
 
-  /// This node's disk failed under its guest, in sync with the peer or frozen since.
-  private mutating func giveUpDisk(_ what: String) {
-    if guest.isPresent { countDeath() }
-    note("\(what); \(settings.peerName) has everything and takes the module", .alarm, rule: "R11")
-    endSession()
-    distrustCopy(peerHasAll: false)
-    offer()
-  }
-
   /// The guest goes off anyway. The next start is the peer's, so it must not become outdated by a consent now.
   private mutating func loseDiskInStop(_ closing: Closing, _ what: String) {
     note("\(what); \(settings.peerName) has everything", .alarm, rule: "R11")
@@ -250,7 +243,7 @@ extension MirrorModule {
 
   /// Acknowledged writes may be missing here from now on: R7 must not pick this copy before one that kept all, and no fence may (R5).
   /// In R8.4 the peer may not have adopted: then this one is all there is.
-  private mutating func distrustCopy(peerHasAll: Bool) {
+  mutating func distrustCopy(peerHasAll: Bool) {
     persist { record in
       record.bootAtLastSync = nil
       record.wroteLast = false
@@ -308,8 +301,9 @@ extension MirrorModule {
   }
 
   /// This node was the primary, in sync, and cannot go on: the peer should take the module.
-  mutating func offer() {
-    if guest.isLive {
+  /// `isLeaving`: the guest and its mount are going already.
+  mutating func offer(isLeaving: Bool = false) {
+    if guest.isLive, !isLeaving {
       guest = .stopping
       out.append(.destroyGuest)
     }
@@ -318,7 +312,7 @@ extension MirrorModule {
     offers = true
     arm(.offer, after: MirrorSettings.offerTime)
     say("cannot go on here; offers the module to \(settings.peerName)", .alarm, rule: "R11")
-    if isMounted { engine(.unmount(force: true)) }
+    if isMounted, !isLeaving { engine(.unmount(force: true)) }
     if !engineReady { restartEngine() }
     timers[.guestRetry] = nil
     if peerAlive != true { endOffer() }

@@ -52,20 +52,23 @@ public final class Engine: Sendable {
   /// The mount ends with this process, as with kernels before 6.9.
   let endsWithProcess: Bool
   let readWatch = Mutex(ReadWatch())
+  let diskWatch: Mutex<DiskWatch>
   private let clearInterval: Duration
   private let connectorBox = Mutex<Connector?>(nil)
   private let emitter: @Sendable (EngineEvent) -> Void
 
   /// `emit` is called from any thread and must not block. A zone that was not written for one to two `clearInterval`s is
   /// cleared from the write-intent map (R3).
-  /// `kept`: what outlives this process; nil = nothing does.
+  /// `kept`: what outlives this process; nil = nothing does. `diskStallMax`: a disk that has a request of the guest for longer
+  /// hangs; nil = `DiskWatch.stallMax`.
   public init(
     kept: Kept? = nil, endsWithProcess: Bool = false, clearInterval: Duration = .seconds(5),
-    emit: @escaping @Sendable (EngineEvent) -> Void
+    diskStallMax: Duration? = nil, emit: @escaping @Sendable (EngineEvent) -> Void
   ) throws {
     self.kept = try kept ?? Kept()
     self.endsWithProcess = endsWithProcess
     self.clearInterval = clearInterval
+    diskWatch = Mutex(DiskWatch(stallMax: diskStallMax ?? DiskWatch.stallMax))
     emitter = emit
     let target = Weak()
     mirror = Mirror(
@@ -138,6 +141,7 @@ public final class Engine: Sendable {
   private func tick(_ now: Instant, gap: Duration) -> Duration {
     // Last: a session that is lost below must not prolong the reads' lease.
     defer { watchReads() }
+    watchDisk(now, gap: gap)
     let (session, configuration, isBusy) = state.withLock { ($0.session, $0.configuration, $0.isResyncing) }
     guard let session, let configuration else { return Self.tickInterval }
     clearIntents(now)
