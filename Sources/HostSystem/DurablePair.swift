@@ -19,14 +19,18 @@ public final class DurablePair: Sendable {
     case value([UInt8], sequence: UInt64, damaged: String?)
     /// Neither copy exists.
     case absent
-    /// At least one copy exists and none is valid.
-    case unreadable(String)
+    /// At least one copy exists, and what could be read is not valid.
+    case damaged(String)
   }
 
   enum Copy {
     case valid([UInt8], UInt64)
     case absent
     case damaged(String)
+    /// Of a version that this program does not know.
+    case foreign(HostError)
+    /// The host did not let it be read: it may hold anything.
+    case unknown(HostError)
   }
 
   public let path: String
@@ -39,13 +43,15 @@ public final class DurablePair: Sendable {
     self.mode = mode
   }
 
-  /// Durable when it returns. When it throws, `read` gives the previous or this payload. Throws `HostError`.
+  /// Durable when it returns. When it throws, `read` gives the previous or this payload. Throws `HostError`, also when the
+  /// copies there cannot be read, or are of a version that this program does not know: nothing is written over those.
   public func write(_ payload: [UInt8]) throws {
     guard payload.count <= Self.payloadBytesMax else {
       throw HostError(.limit, "pair.write", path: path, "\(payload.count) bytes; the limit is \(Self.payloadBytesMax)")
     }
     try lock.withLock { _ in
       let (a, b) = (load(".a"), load(".b"))
+      if let error = Self.obstacle(a, b) { throw error }
       let sequence = max(Self.sequence(a), Self.sequence(b)) + 1
       // A copy that is not valid is the older one.
       let older = Self.sequence(a) <= Self.sequence(b) ? ".a" : ".b"
@@ -53,9 +59,13 @@ public final class DurablePair: Sendable {
     }
   }
 
-  public func read() -> Contents {
-    lock.withLock { _ in
-      switch (load(".a"), load(".b")) {
+  /// Throws `HostError`: the host did not let it be read (with the errno; the contents are not known, and may be there the next
+  /// time), or it is of a version that this program does not know.
+  public func read() throws -> Contents {
+    try lock.withLock { _ in
+      let (a, b) = (load(".a"), load(".b"))
+      if let error = Self.obstacle(a, b) { throw error }
+      return switch (a, b) {
       case (.valid(let a, let first), .valid(let b, let second)):
         first > second ? .value(a, sequence: first, damaged: nil) : .value(b, sequence: second, damaged: nil)
       case (.valid(let payload, let sequence), .damaged(let why)),
@@ -63,18 +73,54 @@ public final class DurablePair: Sendable {
         .value(payload, sequence: sequence, damaged: why)
       case (.valid(let payload, let sequence), .absent), (.absent, .valid(let payload, let sequence)):
         .value(payload, sequence: sequence, damaged: nil)
+      case (.valid(let payload, let sequence), .unknown(let error)),
+        (.unknown(let error), .valid(let payload, let sequence)):
+        .value(payload, sequence: sequence, damaged: "\(error)")
       case (.absent, .absent): .absent
-      case (.damaged(let a), .damaged(let b)): .unreadable("\(a); \(b)")
-      case (.damaged(let why), .absent), (.absent, .damaged(let why)): .unreadable(why)
+      case (.damaged(let a), .damaged(let b)): .damaged("\(a); \(b)")
+      case (.damaged(let why), .absent), (.absent, .damaged(let why)): .damaged(why)
+      case (.foreign, _), (_, .foreign), (.unknown, _), (_, .unknown):
+        preconditionFailure("an obstacle was not seen")
       }
     }
   }
 
-  /// Removes both copies.
+  /// What forbids both to believe these copies and to write over one of them. One bad copy beside a valid one is what there are two
+  /// for; a copy that only could not be read this time is not bad.
+  private static func obstacle(_ a: Copy, _ b: Copy) -> HostError? {
+    switch (a, b) {
+    case (.foreign(let error), _), (_, .foreign(let error)): error
+    case (.valid, .unknown(let error)), (.unknown(let error), .valid): error.errno == EIO ? nil : error
+    case (.unknown(let error), _), (_, .unknown(let error)): error
+    default: nil
+    }
+  }
+
+  /// Neither copy can be used: moves both out of the way, durably, so that they can be looked at; the next `read` says `absent`.
+  /// At most `DurableFile.keptAsideMax` of each are kept, the newest. Throws `HostError`: repeat it.
+  public func setAside(stamp: String) throws {
+    try lock.withLock { _ in
+      try DurableFile.setAside(path + ".a", stamp: stamp)
+      try DurableFile.setAside(path + ".b", stamp: stamp)
+    }
+  }
+
+  /// Both copies are valid and hold the same. Throws as `read`.
+  public func isWhole() throws -> Bool {
+    try lock.withLock { _ in
+      let (a, b) = (load(".a"), load(".b"))
+      if let error = Self.obstacle(a, b) { throw error }
+      guard case .valid(let first, _) = a, case .valid(let second, _) = b else { return false }
+      return first == second
+    }
+  }
+
+  /// Removes both copies, and what was set aside of them.
   public func remove() throws {
     try lock.withLock { _ in
       try DurableFile.remove(path + ".a")
       try DurableFile.remove(path + ".b")
+      for copy in [".a", ".b"] { try DurableFile.removeAside(path + copy) }
     }
   }
 
@@ -89,6 +135,8 @@ public final class DurablePair: Sendable {
         return .absent
       }
       return Self.decode(bytes, file: file)
+    } catch let error as HostError where error.code == .system {
+      return .unknown(error)
     } catch {
       return .damaged("\(error)")
     }
@@ -106,11 +154,17 @@ public final class DurablePair: Sendable {
   static func decode(_ bytes: [UInt8], file: String) -> Copy {
     guard bytes.count >= headerBytes, Array(bytes[..<8]) == magic else { return .damaged("\(file): not a record") }
     let found = UInt32(integer(bytes[8..<12]))
-    guard found == version else { return .damaged("\(file): version \(found), this vmha reads \(version)") }
     let payload = Array(bytes[headerBytes...])
     guard integer(bytes[12..<16]) == UInt64(payload.count) else { return .damaged("\(file): torn") }
     let checksum = Checksum.crc32c(payload, continuing: Checksum.crc32c(bytes[..<24]))
     guard integer(bytes[24..<28]) == UInt64(checksum) else { return .damaged("\(file): wrong checksum") }
+    guard found == version else {
+      // Whole, so it was written so.
+      return .foreign(
+        HostError(
+          .invalid, "pair.version", path: file,
+          "it has format version \(found) and this vmha knows \(version): install the vmha that wrote it again"))
+    }
     let sequence = integer(bytes[16..<24])
     guard sequence > 0, sequence < UInt64.max else { return .damaged("\(file): sequence \(sequence)") }
     return .valid(payload, sequence)

@@ -31,6 +31,8 @@ extension MirrorModule {
     case .sessionConfirmed(let session): sessionConfirmed(session)
     case .failed(let command, let why): commandFailed(command, why)
     case .diskError(let operation, let path, let errno): diskError(operation, path, errno)
+    case .diskHangs(let milliseconds): diskHangs(milliseconds)
+    case .diskAnswers: diskAnswers()
     case .readsHeld: areReadsHeld = true
     case .readsReleased: areReadsHeld = false
     }
@@ -242,15 +244,6 @@ extension MirrorModule {
     }
   }
 
-  /// This node's disk failed under its guest, in sync with the peer or frozen since.
-  private mutating func giveUpDisk(_ what: String) {
-    if guest.isPresent { countDeath() }
-    note("\(what); \(settings.peerName) has everything and takes the module", .alarm, rule: "R11")
-    endSession()
-    distrustCopy(peerHasAll: false)
-    offer()
-  }
-
   /// The guest goes off anyway. The next start is the peer's, so it must not become outdated by a consent now.
   private mutating func loseDiskInStop(_ closing: Closing, _ what: String) {
     note("\(what); \(settings.peerName) has everything", .alarm, rule: "R11")
@@ -262,7 +255,7 @@ extension MirrorModule {
 
   /// Acknowledged writes may be missing here from now on: R7 must not pick this copy before one that kept all, and no fence may (R5).
   /// In R8.4 the peer may not have adopted: then this one is all there is.
-  private mutating func distrustCopy(peerHasAll: Bool) {
+  mutating func distrustCopy(peerHasAll: Bool) {
     persist { record in
       record.bootAtLastSync = nil
       record.wroteLast = false
@@ -320,8 +313,9 @@ extension MirrorModule {
   }
 
   /// This node was the primary, in sync, and cannot go on: the peer should take the module.
-  mutating func offer() {
-    if guest.isLive {
+  /// `isLeaving`: the guest and its mount are going already.
+  mutating func offer(isLeaving: Bool = false) {
+    if guest.isLive, !isLeaving {
       guest = .stopping
       out.append(.destroyGuest)
     }
@@ -330,7 +324,7 @@ extension MirrorModule {
     offers = true
     arm(.offer, after: MirrorSettings.offerTime)
     say("cannot go on here; offers the module to \(settings.peerName)", .alarm, rule: "R11")
-    if isMounted { engine(.unmount(force: true)) }
+    if isMounted, !isLeaving { engine(.unmount(force: true)) }
     if !engineReady { restartEngine() }
     timers[.guestRetry] = nil
     if peerAlive != true { endOffer() }

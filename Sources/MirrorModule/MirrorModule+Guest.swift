@@ -121,6 +121,7 @@ extension MirrorModule {
     case .closing(let closing) where closing.step == .guest: closingGuestOff(closing)
     case .yielding: continueYielding()
     case .alone where bringUp == nil && isMounted: placeGuest()
+    case .waiting: endHungEngine()
     default: break
     }
   }

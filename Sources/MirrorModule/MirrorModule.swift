@@ -87,6 +87,7 @@ public struct MirrorModule: Sendable, Codable, Hashable {
   }
 
   public internal(set) var settings: MirrorSettings
+  var isLoaded = false
   var record: DurableRecord?
   public internal(set) var wish = Wish(started: false, version: 0)
   var phase = Phase.stopped
@@ -99,6 +100,8 @@ public struct MirrorModule: Sendable, Codable, Hashable {
   /// This core said `suspendGuest` at least once.
   var hasSuspended = false
   var suspensionTrouble: String?
+  /// The disk under the guest hangs, as the engine says.
+  var diskTrouble: String?
   /// The guest was shutting down when it was cut off, and is destroyed instead.
   var isCutShort = false
   var engineReady = false
@@ -164,6 +167,11 @@ public struct MirrorModule: Sendable, Codable, Hashable {
   public mutating func handle(_ event: Event, at now: Instant) -> [Directive] {
     self.now = now
     out = []
+    guard isLoaded || isTakenUnloaded(event) else {
+      refuseUnloaded(event)
+      defer { out = [] }
+      return out
+    }
     step(event)
     // Whatever woke the core: a timer that has run out is not forgotten.
     fireTimers()
@@ -176,6 +184,7 @@ public struct MirrorModule: Sendable, Codable, Hashable {
   private mutating func step(_ event: Event) {
     switch event {
     case .loaded(let record, let wish, let guest, let limits): load(record, wish, guest, limits)
+    case .loadFailed(let why): loadFailed(why)
     case .command(let command): obey(command)
     case .wish(let wish): follow(wish)
     case .nodeAlive: nodeAlive()
@@ -258,6 +267,7 @@ public struct MirrorModule: Sendable, Codable, Hashable {
     engineStarting = false
     isMounted = false
     areReadsHeld = false
+    diskTrouble = nil
     isConnecting = false
     endsPending = 0
     startCheck = nil
@@ -315,7 +325,34 @@ public struct MirrorModule: Sendable, Codable, Hashable {
     bringUp?.resync = nil
   }
 
+  /// Facts about the world stay true; whatever would decide, or write, has to wait for the record (R0).
+  private func isTakenUnloaded(_ event: Event) -> Bool {
+    switch event {
+    case .loaded, .loadFailed, .nodeAlive, .nodeLost, .nodeRestarted, .peerBeat, .settings, .consentRequested: true
+    default: false
+    }
+  }
+
+  private mutating func refuseUnloaded(_ event: Event) {
+    guard case .command(let command) = event else { return }
+    answer(
+      command,
+      .refused(
+        what: "\(settings.module) takes no command on \(settings.nodeName) now",
+        why: blockedBy ?? "its state is still being read",
+        next: "repeat it when that is mended, or give it to \(settings.peerName)"))
+  }
+
+  private mutating func loadFailed(_ why: String) {
+    guard !isLoaded else { return }
+    // An engine and a guest that outlived an earlier vmhad go on as they are: the engine keeps R1 to R3 by itself.
+    phase = .failed
+    blockedBy = why
+    say(why, .alarm, rule: "R0")
+  }
+
   mutating func load(_ record: DurableRecord?, _ wish: Wish, _ guest: GuestState, _ limits: ModuleLimits) {
+    isLoaded = true
     self.record = record
     self.limits = limits
     blockedBy = limits.stopped

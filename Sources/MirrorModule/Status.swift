@@ -42,6 +42,7 @@ extension MirrorModule {
   private var guestSentence: String {
     // What keeps the guest off says more than what the copies do.
     if let blockedBy, !guest.isLive, phase == .alone || isInSync { return blockedBy }
+    if let diskTrouble, ownsGuest { return "\(sentence); \(diskTrouble)" }
     if guest == .suspended { return "\(sentence); the guest is suspended meanwhile" }
     return guestNote.map { "\(sentence); the guest is paused: \($0)" } ?? sentence
   }

@@ -168,6 +168,9 @@ public enum Answer: Sendable, Codable, Hashable {
 public enum Event: Sendable, Codable, Hashable {
   /// First event of a core's life, once the shell has read what is on disk. No record = nothing usable here yet.
   case loaded(record: DurableRecord?, wish: Wish, guest: GuestState, limits: ModuleLimits = ModuleLimits())
+  /// Instead of `loaded`, and before it: what is on disk cannot be read now, so that nothing is known; the shell goes on trying. May
+  /// come again with another reason.
+  case loadFailed(why: String)
   case command(Command)
   /// A newer wish of the peer's operator, learned when the nodes met again.
   case wish(Wish)

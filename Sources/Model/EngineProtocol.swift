@@ -211,6 +211,10 @@ public enum EngineEvent: Codable, Sendable, Hashable {
   case readsReleased
   /// A command could not be done; nothing changed.
   case failed(command: String, why: String)
+  /// R11: the backing store has a request of the guest and has not answered it for so long. Said again while it goes on.
+  case diskHangs(milliseconds: Int64)
+  /// After `diskHangs`.
+  case diskAnswers
   /// R11: the backing store failed under a write or flush, here or (replica) for the peer's stream.
   case diskError(operation: String, path: String, errno: Int32)
 }

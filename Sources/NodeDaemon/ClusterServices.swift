@@ -96,11 +96,12 @@ extension Daemon {
     let runners = snapshot().runners.values
     for beat in beats {
       guard let runner = runners.first(where: { $0.configuration.number == beat.number }) else { continue }
-      guard let standing = beat.standing else { continue }
       runner.push(
         .peerBeat(
           PeerBeat(
-            state: beat.state, readiness: beat.readiness, standing: standing, generation: beat.generation,
+            // R0: without a usable record its copy is not up to date. Its state must be heard all the same: it serves nobody.
+            state: beat.state, readiness: beat.readiness, standing: beat.standing ?? .inconsistent,
+            generation: beat.generation,
             guestRunning: beat.flags.contains(.guestRunning), offers: beat.flags.contains(.offers))))
     }
   }
@@ -108,8 +109,14 @@ extension Daemon {
   /// What the next beats say of this node's modules.
   func publishBeats() {
     let view = snapshot()
-    let beats = view.runners.values.filter(\.isLoaded).map { runner -> ModuleBeat in
+    let beats = view.runners.values.filter(\.speaks).map { runner -> ModuleBeat in
       let status = runner.status
+      // R11: it can neither consent nor use a right, and says so: the peer asks its arbiter. What it acknowledged needs no word of it.
+      if runner.isStuck {
+        return ModuleBeat(
+          number: runner.configuration.number, state: .wait, readiness: .blocked, flags: [], standing: nil,
+          generation: Generation(number: 0, branch: .empty))
+      }
       var flags: ModuleBeat.Flags = []
       if status.guest.isPresent { flags.insert(.guestRunning) }
       if status.offers { flags.insert(.offers) }

@@ -148,6 +148,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
     try HostThread.start(name: "reports") { self.exchangeReports() }
     if let peerJournal { try HostThread.start(name: "peer-journal") { self.followPeerJournal(peerJournal) } }
     try HostThread.start(name: "branches") { self.watchBranches() }
+    try HostThread.start(name: "records") { self.watchRecords() }
   }
 
   /// Lets go of everything: guests and engines go on without this process.
@@ -227,8 +228,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
     let runner = try ModuleRunner(configuration: configuration, surroundings: self, keeper: keeper)
     state.withLock { $0.runners[configuration.name] = runner }
     try HostThread.start(name: "load-\(configuration.name)") {
-      runner.load(peerAlive: self.state.withLock { $0.peerAlive })
-      self.publishBeats()
+      runner.load(peerAlive: { self.state.withLock { $0.peerAlive } }, told: { self.publishBeats() })
     }
     return runner
   }
@@ -411,6 +411,23 @@ public final class Daemon: ModuleSurroundings, Sendable {
 
   /// Waits; true as soon as this daemon stops.
   func isStopping(within time: Duration) -> Bool { isOver.wait(timeout: time, until: { $0 ? true : nil }) != nil }
+
+  /// A thread of its own: any other one may wait for the disk that hangs.
+  private func watchRecords() {
+    var stuck: Set<ModuleName> = []
+    while !isStopping(within: Self.reportEvery) {
+      let now = Set(snapshot().runners.values.filter(\.isStuck).map(\.module))
+      for name in now.subtracting(stuck) {
+        record(
+          .daemon, .error,
+          "the disk of /var/lib/vmha hangs: what was decided is not durable after "
+            + "\(secondsText(ModuleRunner.directivesStallMax)); this node gives no consent and uses no right until it is",
+          module: name.text, rule: "R11")
+      }
+      if now != stuck { publishBeats() }
+      stuck = now
+    }
+  }
 
   private func exchangeReports() {
     while !isStopping(within: Self.reportEvery) {

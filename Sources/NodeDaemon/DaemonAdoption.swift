@@ -126,7 +126,11 @@ extension Daemon {
   /// The first record: this node has everything, the other copy is empty, so this node may start at once (R5 standing).
   private func createRecord(_ module: ModuleConfiguration) throws {
     let store = ModuleStore(paths: paths, module: module.name)
-    if case .valid = store.readRecord() { return }
+    switch try store.readRecord() {
+    case .valid: return
+    case .absent: break
+    case .damaged: try store.setRecordAside(stamp: ModuleStore.stamp())
+    }
     var record = DurableRecord(
       generation: Generation(number: 1, branch: BranchID(rawValue: randomUInt64())), standing: .uptodate)
     record.peerOutdated = .consent
@@ -162,10 +166,10 @@ extension Daemon {
 
   /// Only a copy that never was one: files that a resync has touched are neither replaced nor given back.
   private func refuseUnlessEmpty(_ name: ModuleName) throws {
-    switch ModuleStore(paths: paths, module: name).readRecord() {
+    switch try ModuleStore(paths: paths, module: name).readRecord() {
     case .absent: return
     case .valid(let record) where record.generation.branch == .empty && runner(name).map(isStopped) ?? true: return
-    case .valid, .unreadable:
+    case .valid, .damaged:
       throw AdoptionError(
         .conflict, what: "\(name): the carried copy", why: "the module's copy on \(nodeName) is in use already",
         next: "see: vmha status \(name)")

@@ -63,9 +63,8 @@ extension Daemon: ControlService {
     let runner = try requireModule(name)
     let cursor = try journalCursor()
     let status = runner.status
-    if runner.wish.started, status.readiness == .ready, status.state != .stop, !force {
-      return accept(runner, cursor, "\(name) is started already", target: runningNode(runner))
-    }
+    // It is given all the same: a start takes back what was counted against the module, on both nodes.
+    let isStarted = runner.wish.started && status.readiness == .ready && status.state != .stop && !force
     let version = nextWish(runner)
     // The peer first: a module that starts here should find its other half on its way.
     var notes = ""
@@ -78,6 +77,10 @@ extension Daemon: ControlService {
     }
     try check(command(runner, .start(force: force), version))
     record(.command, .notice, "start\(force ? " --force" : "") by the operator", module: name)
+    if isStarted {
+      let counts = "restarts and takeovers are counted from zero again"
+      return accept(runner, cursor, "\(name) is started already; \(counts)\(notes)", target: runningNode(runner))
+    }
     return accept(runner, cursor, "\(name) starts\(notes)", target: nil)
   }
 

@@ -74,7 +74,7 @@ extension Daemon {
     for node in cluster.nodes {
       if node.id == view.node {
         var entry = nodeEntry(
-          node, mine, current: runner.isLoaded, since: wallTime(of: mine.since), runner.engineReport)
+          node, mine, current: runner.speaks, since: wallTime(of: mine.since), runner.engineReport)
         entry.branch = view.branchFacts[configuration.name]
         nodes.append(entry)
       } else if let report = view.peerReports[configuration.name] {

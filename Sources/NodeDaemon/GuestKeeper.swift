@@ -97,11 +97,19 @@ final class GuestKeeper: Sendable {
       case .stopped(_, .destroyed): state.lastEnd = .destroyed
       case .stopped, .crashed: state.lastEnd = .failed
       case .diskError(_, let path, _, _, let reason):
-        state.pauseReason = "disk error on \(path)" + (reason.isEmpty ? "" : " (\(reason))")
+        state.pauseReason = Self.pauseText(module, path: path, reason: reason)
       default: break
       }
     }
     push(.look)
+  }
+
+  /// `reason`: QEMU's own word.
+  static func pauseText(_ module: ModuleName, path: String, reason: String) -> String {
+    if reason == "enospc" {
+      return "there was no room for its write to \(path): make room there, then: virsh resume \(module)"
+    }
+    return "disk error on \(path)" + (reason.isEmpty ? "" : " (\(reason))")
   }
 
   /// Begins to report what the guest does by itself.

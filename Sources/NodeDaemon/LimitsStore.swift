@@ -41,13 +41,8 @@ struct StoredLimits: Codable, Equatable {
 }
 
 extension ModuleStore {
-  /// Nothing is counted yet, or the file cannot be read: then counting begins anew.
-  func readLimits(at now: Instant, wall: WallTime) -> ModuleLimits {
-    guard let bytes = try? DurableFile.readIfPresent(limitsFile),
-      let stored = try? JSONDecoder().decode(StoredLimits.self, from: Data(bytes))
-    else { return ModuleLimits() }
-    return stored.limits(at: now, wall: wall)
-  }
+  /// Absent: nothing is counted yet. Throws `HostError` if the host did not let it be read.
+  func readLimits() throws -> Stored<StoredLimits> { try Stored.reading(limitsFile) }
 
   func write(_ limits: StoredLimits) throws {
     try makeFolder()
@@ -56,8 +51,6 @@ extension ModuleStore {
 }
 
 extension ModuleRunner {
-  func readLimits() -> ModuleLimits { store.readLimits(at: monotonicNow(), wall: WallTime.now()) }
-
   /// A file that cannot be written costs a count at the next restart of vmhad; it stops nothing.
   func keep(_ limits: ModuleLimits) {
     do {

@@ -32,6 +32,10 @@ final class ModuleRunner: Sendable {
   static let eventsMax = 10_000
   /// A command's answer comes from the core at once; this only bounds a core that is busy persisting.
   static let answerTimeout: Duration = .seconds(20)
+  /// Between two tries to read what is on disk, as long as the host does not let it be read.
+  static let loadRetryPause: Duration = .seconds(5)
+  /// Directives that are not carried out after this: the disk of /var/lib/vmha hangs. Longer than a busy disk's worst.
+  static let directivesStallMax: Duration = .seconds(10)
 
   private struct State {
     var core: MirrorModule
@@ -43,6 +47,10 @@ final class ModuleRunner: Sendable {
     var nextToken: UInt64 = 1
     var recorder: FlightRecorder
     var isLoaded = false
+    /// Why it is not loaded; it is tried again.
+    var heldBy: String?
+    /// Directives are being carried out.
+    var busySince: Instant?
     var turn = ResyncTurn()
   }
 
@@ -51,6 +59,7 @@ final class ModuleRunner: Sendable {
   let surroundings: any ModuleSurroundings
   private let state: Mutex<State>
   private let worker: Mutex<Worker<CoreEvent>?> = Mutex(nil)
+  private let isDetached = Monitor(false)
   private let engine: Mutex<EngineConnection?> = Mutex(nil)
   private let keeper: GuestKeeper
 
@@ -75,16 +84,52 @@ final class ModuleRunner: Sendable {
     keeper.connect { [weak self] in self?.push($0) }
   }
 
-  /// Reads what is on disk and begins. Blocks for as long as libvirt needs to say what the guest does.
-  func load(peerAlive: Bool?) {
+  /// Reads what is on disk and begins. Blocks for as long as libvirt needs to say what the guest does, and until the host lets the
+  /// module's state be read (R0); `told` is called when what this node says of the module has changed.
+  func load(peerAlive: @Sendable () -> Bool?, told: @Sendable () -> Void) {
+    while true {
+      do {
+        try loadOnce(peerAlive: peerAlive)
+        return told()
+      } catch {
+        hold("\(error)")
+        told()
+      }
+      if isDetached.wait(timeout: Self.loadRetryPause, until: { $0 ? true : nil }) != nil { return }
+    }
+  }
+
+  private func hold(_ why: String) {
+    let text =
+      "the module's state on this node cannot be read: \(why). Nothing is started, stopped or written over here; it is tried again "
+      + "every \(Self.loadRetryPause.milliseconds / 1000) s"
+    let isNews = state.withLock { state in
+      defer { state.heldBy = text }
+      return state.heldBy != text
+    }
+    if isNews { push(.loadFailed(why: text)) }
+  }
+
+  /// Throws `HostError` if it is not known what is on disk; then nothing has changed.
+  private func loadOnce(peerAlive: @Sendable () -> Bool?, before: () -> Void = {}) throws {
     let guest = keeper.stateAtStart()
-    let wish = store.readWish()
-    var record: DurableRecord?
-    if case .valid(let valid) = store.readRecord() { record = valid }
-    push(.loaded(record: record, wish: wish, guest: guest, limits: readLimits()))
-    if let peerAlive { push(peerAlive ? .nodeAlive : .nodeLost) }
-    state.withLock { $0.isLoaded = true }
+    let loaded = try store.load(hasGuest: guest.isLive)
+    before()
+    for note in loaded.notes { surroundings.journal(.alarm, note, module: module) }
+    push(.loaded(record: loaded.record, wish: loaded.wish, guest: guest, limits: loaded.limits))
+    if let peerAlive = peerAlive() { push(peerAlive ? .nodeAlive : .nodeLost) }
+    state.withLock {
+      $0.isLoaded = true
+      $0.heldBy = nil
+    }
     keeper.watch()
+  }
+
+  /// R11: nothing that this core decides can come about before its record is durable, and that does not come. Never of a node that
+  /// is alone: it may serve all the same.
+  var isStuck: Bool {
+    let (since, isAlone) = state.withLock { ($0.busySince, $0.status.isAlone) }
+    return !isAlone && since.map { monotonicNow() - $0 > Self.directivesStallMax } ?? false
   }
 
   func push(_ event: CoreEvent) {
@@ -102,6 +147,8 @@ final class ModuleRunner: Sendable {
     state.withLock { $0.core.witnessObjection(to: reading) }
   }
   var isLoaded: Bool { state.withLock { $0.isLoaded } }
+  /// It has something to say of itself: it is loaded, or cannot be.
+  var speaks: Bool { state.withLock { $0.isLoaded || $0.heldBy != nil } }
   var engineReport: EngineReport? { state.withLock { $0.engineReport } }
   var configuration: ModuleConfiguration { state.withLock { $0.configuration } }
   var wish: Wish { state.withLock { $0.core.wish } }
@@ -110,7 +157,7 @@ final class ModuleRunner: Sendable {
 
   /// Blocks until the core has answered.
   func command(_ verb: Command.Verb, wishVersion: UInt64) throws -> Answer {
-    if case .start = verb { reloadAfterFailedPersist() }
+    if case .start = verb { try reloadAfterFailedPersist() }
     let (id, promise) = state.withLock { state in
       let id = state.nextToken
       state.nextToken += 1
@@ -128,18 +175,16 @@ final class ModuleRunner: Sendable {
 
   /// A core that could not write its record knows nothing any more (R11). The operator's start after the repair begins anew,
   /// with what is on disk.
-  private func reloadAfterFailedPersist() {
-    guard isLoaded, status.standing == nil else { return }
-    let isGone = state.withLock { state -> Bool in
-      guard state.core.durableRecord == nil else { return false }
-      var settings = state.core.settings
-      settings.seed = randomUInt64()
-      state.core = MirrorModule(settings: settings)
-      state.recorder = FlightRecorder(state.core)
-      state.isLoaded = false
-      return true
+  private func reloadAfterFailedPersist() throws {
+    guard isLoaded, status.standing == nil, state.withLock({ $0.core.durableRecord == nil }) else { return }
+    try loadOnce(peerAlive: { surroundings.peerAlive }) {
+      state.withLock { state in
+        var settings = state.core.settings
+        settings.seed = randomUInt64()
+        state.core = MirrorModule(settings: settings)
+        state.recorder = FlightRecorder(state.core)
+      }
     }
-    if isGone { load(peerAlive: surroundings.peerAlive) }
   }
 
   /// R5: the reply is made by the core, and is durable before it is returned; nil = it could not be made durable.
@@ -178,6 +223,7 @@ final class ModuleRunner: Sendable {
 
   /// vmhad stops; engine and guest go on.
   func detach() {
+    isDetached.withLock { $0 = true }
     surroundings.resyncs.end(module)
     keeper.stop()
     engine.withLock { $0 }?.detach()
@@ -241,6 +287,7 @@ final class ModuleRunner: Sendable {
       let old = state.status
       let directives = state.recorder.handle(event, at: now, by: &state.core)
       state.status = state.core.status
+      state.busySince = now
       return (directives, old, state.status)
     }
     for directive in directives {
@@ -253,6 +300,7 @@ final class ModuleRunner: Sendable {
     // Behind the directives: a takeover does not wait for a date.
     if let branch = new.generation?.branch, branch != old.generation?.branch { noteBranch(branch) }
     if let copied = new.resync, copied.isBeyond(old.resync) { surroundings.resyncs.moved(module) }
+    state.withLock { $0.busySince = nil }
     if old != new { surroundings.moduleChanged(module, from: old, to: new) }
   }
 

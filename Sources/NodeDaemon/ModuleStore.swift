@@ -5,13 +5,6 @@ import Model
 
 /// What one module keeps on this node's disk beside its files: the durable record (R0) and the operator's wish.
 struct ModuleStore: Sendable {
-  enum Record {
-    case valid(DurableRecord)
-    case absent
-    /// R0: neither copy can be read.
-    case unreadable
-  }
-
   let directory: String
   private let intentsFile: String
   private let pair: DurablePair
@@ -26,21 +19,28 @@ struct ModuleStore: Sendable {
     pair = DurablePair(path: "\(directory)/record")
   }
 
-  func readRecord() -> Record {
-    switch pair.read() {
-    case .value(let payload, _, _):
-      // One damaged copy does no harm: `write` leaves the same record in both.
-      guard let record = try? JSONDecoder().decode(DurableRecord.self, from: Data(payload)) else { return .unreadable }
-      return .valid(record)
-    case .absent: return .absent
-    case .unreadable: return .unreadable
+  /// R0. One damaged copy does no harm: `write` leaves the same record in both. Throws `HostError` if it is not known what the
+  /// record is: the host did not let it be read, or it is of a later version.
+  func readRecord() throws -> Stored<DurableRecord> {
+    switch try pair.read() {
+    case .value(let payload, _, _): Stored.decoding(payload, from: "\(directory)/record")
+    case .absent: .absent
+    case .damaged(let why): .damaged(why)
     }
   }
+
+  /// The record's copies say the same, or only one of them is good: then both are written anew.
+  func isRecordWhole() throws -> Bool { try pair.isWhole() }
+
+  func setRecordAside(stamp: String) throws { try pair.setAside(stamp: stamp) }
 
   /// Durable when it returns.
   func write(_ record: DurableRecord) throws {
     try makeFolder()
-    let payload = [UInt8](try JSONEncoder().encode(record))
+    let encoder = JSONEncoder()
+    // The same record is the same bytes, whenever it is written (`isRecordWhole`).
+    encoder.outputFormatting = .sortedKeys
+    let payload = [UInt8](try encoder.encode(record))
     // Twice, so that both copies say the same and damage to either one loses nothing; after the first it is durable.
     try pair.write(payload)
     try pair.write(payload)
@@ -49,6 +49,7 @@ struct ModuleStore: Sendable {
   func removeAll() throws {
     try pair.remove()
     try DurableFile.remove(wishFile)
+    for file in [wishFile, limitsFile] { try DurableFile.removeAside(file) }
     try DurableFile.remove(branchNote)
     try DurableFile.remove(syncNote)
     try DurableFile.remove(verificationFile)
@@ -57,14 +58,10 @@ struct ModuleStore: Sendable {
     try DurableFile.remove(intentsFile)
   }
 
-  private var wishFile: String { "\(directory)/wish.json" }
+  var wishFile: String { "\(directory)/wish.json" }
 
-  func readWish() -> Wish {
-    guard let bytes = try? DurableFile.read(wishFile),
-      let wish = try? JSONDecoder().decode(Wish.self, from: Data(bytes))
-    else { return Wish(started: false, version: 0) }
-    return wish
-  }
+  /// Throws `HostError` if the host did not let it be read.
+  func readWish() throws -> Stored<Wish> { try Stored.reading(wishFile) }
 
   func write(_ wish: Wish) throws {
     try makeFolder()

@@ -54,20 +54,23 @@ public final class Engine: Sendable {
   let readWatch = Mutex(ReadWatch())
   /// When the sessions were looked at last.
   let lastTick = Atomic(monotonicNow().nanoseconds)
+  let diskWatch: Mutex<DiskWatch>
   private let clearInterval: Duration
   private let connectorBox = Mutex<Connector?>(nil)
   private let emitter: @Sendable (EngineEvent) -> Void
 
   /// `emit` is called from any thread and must not block. A zone that was not written for one to two `clearInterval`s is
   /// cleared from the write-intent map (R3).
-  /// `kept`: what outlives this process; nil = nothing does.
+  /// `kept`: what outlives this process; nil = nothing does. `diskStallMax`: a disk that has a request of the guest for longer
+  /// hangs; nil = `DiskWatch.stallMax`.
   public init(
     kept: Kept? = nil, endsWithProcess: Bool = false, clearInterval: Duration = .seconds(5),
-    emit: @escaping @Sendable (EngineEvent) -> Void
+    diskStallMax: Duration? = nil, emit: @escaping @Sendable (EngineEvent) -> Void
   ) throws {
     self.kept = try kept ?? Kept()
     self.endsWithProcess = endsWithProcess
     self.clearInterval = clearInterval
+    diskWatch = Mutex(DiskWatch(stallMax: diskStallMax ?? DiskWatch.stallMax))
     emitter = emit
     let target = Weak()
     mirror = Mirror(
@@ -143,6 +146,7 @@ public final class Engine: Sendable {
       watchReads()
       lastTick.store(now.nanoseconds, ordering: .releasing)
     }
+    watchDisk(now, gap: gap)
     let (session, configuration, isBusy) = state.withLock { ($0.session, $0.configuration, $0.isResyncing) }
     guard let session, let configuration else { return Self.tickInterval }
     clearIntents(now)

@@ -11,6 +11,9 @@ protocol GuestRequestSink: Sendable {
   func forgotten(_ file: FileID, descriptor: Int32)
   /// R11, for what the request itself does not tell.
   func noteDiskError(_ operation: String, _ path: String, _ error: Errno)
+  /// The disk has this read, and then not any more.
+  func readBegan(_ unique: UInt64)
+  func readEnded(_ unique: UInt64)
 }
 
 /// Serves one mounted tree from a backing directory: reads at once, changes through the sink.

@@ -1,6 +1,7 @@
 import CFuse3
 import Glibc
 import Replication
+import Synchronization
 
 /// A request of the kernel that waits for its one reply. libfuse allows the reply from any thread.
 struct KernelRequest: @unchecked Sendable {
@@ -86,6 +87,8 @@ final class GuestRequest: @unchecked Sendable {
   var reply: GuestReply = .done
   var token: AcknowledgeMachine.Token?
   var ticket: RangeOrder.Ticket?
+  /// Since when this node's disk has it, by `Mirror.clock`; 0 = it has not, or is done. Whoever carries it out holds no lock.
+  let onDiskSince = Atomic<Int64>(0)
   /// Answered already, when its mount was torn away.
   var isAbandoned = false
 

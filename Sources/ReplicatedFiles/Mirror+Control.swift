@@ -148,8 +148,8 @@ extension Mirror {
     var result: Int32 = 0
     do throws(Errno) { try syncHere() } catch {
       result = error.code
-      observer.broken(session, "fsync on this node failed: \(error)")
       observer.diskError("fsync", "the backing directory", error)
+      observer.broken(session, "fsync on this node failed: \(error)")
     }
     var effects = Effects()
     state.withLock { state in

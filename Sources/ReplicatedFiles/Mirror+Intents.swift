@@ -2,6 +2,7 @@ import Glibc
 import HostSystem
 import Model
 import Replication
+import Synchronization
 
 /// R3 in the write path: nothing is applied or sent before the intent for it is durable on this node.
 extension Mirror {
@@ -36,6 +37,7 @@ extension Mirror {
   /// Under the lock: a request that was not carried out.
   private func fail(_ request: GuestRequest, _ error: Errno, _ state: inout State, _ effects: inout Effects) {
     state.running -= 1
+    request.onDiskSince.store(0, ordering: .relaxed)
     guard let token = request.token else { return }
     if let done = state.machine.localDone(token, result: error.code) { effects.completions.append(done) }
   }
@@ -63,6 +65,7 @@ extension Mirror {
         switch cover(request, &state) {
         case .durable:
           // Counted as running since it began to wait; one that waits for its turn is counted again when that comes.
+          request.onDiskSince.store(0, ordering: .relaxed)
           if order(request, &state) { ready.append(request) } else { state.running -= 1 }
         case .failed(let error): fail(request, error, &state, &effects)
         case .pending:

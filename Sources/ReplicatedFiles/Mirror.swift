@@ -67,6 +67,10 @@ final class Mirror: GuestRequestSink {
   let isCopying = Atomic<Bool>(false)
   private let isTearingDown = Atomic<Bool>(false)
   let bytesWritten = Atomic<UInt64>(0)
+  /// The engine's time as of its last tick, nanoseconds: enough to see a disk hang, and free of cost for each request.
+  let clock = Atomic<Int64>(monotonicNow().nanoseconds)
+  /// Reads that the disk has, by the kernel's number, and since when.
+  let reads = Mutex<[UInt64: Int64]>([:])
   /// When a full disk was last told of, nanoseconds.
   let noSpaceNoted = Atomic<Int64>(.min)
   let observer: Observer
@@ -149,6 +153,7 @@ final class Mirror: GuestRequestSink {
     case .durable: break
     case .pending:
       state.running += 1
+      isOnDisk(request)
       state.unintended.append(request)
       return false
     case .failed(let error):
@@ -209,6 +214,7 @@ final class Mirror: GuestRequestSink {
     var next = requests
     session?.push()
     while let request = next.popLast() {
+      isOnDisk(request)
       let effects: Effects
       switch request.action {
       case .write(let file, let offset, let payload):
@@ -246,11 +252,11 @@ final class Mirror: GuestRequestSink {
       request.reply = applied.reply
       return finish(request, operation: applied.operation, payload: applied.payload, failure: nil)
     } catch {
+      if error.isDiskFailure || error.isNoSpace { noteDiskError("change", "\(request.file)", error) }
       if case .range = request.action, error.mayBeHalfDone, let session = state.withLock({ $0.session?.id }) {
         // As for a write: this disk may have part of it, and the peer has nothing.
         observer.broken(session, "a change of \(request.file) failed half-way on this node: \(error)")
       }
-      if error.isDiskFailure || error.isNoSpace { noteDiskError("change", "\(request.file)", error) }
       return finish(request, operation: nil, failure: error)
     }
   }
@@ -267,10 +273,11 @@ final class Mirror: GuestRequestSink {
 
   func failed(_ operation: String, _ descriptor: Int32, _ error: Errno) {
     let path = Backing.pathForMessage(descriptor)
+    // R11: before the loss of the session, which the core would answer by asking the peer for the right to go on here.
+    observer.diskError(operation, path, error)
     if let session = state.withLock({ $0.session?.id }) {
       observer.broken(session, "\(operation) of \(path) failed on this node: \(error)")
     }
-    observer.diskError(operation, path, error)
   }
 
   /// `corrects`: under the lock, before anything behind the request may start.
@@ -290,6 +297,7 @@ final class Mirror: GuestRequestSink {
   ) -> Effects {
     var effects = Effects()
     state.running -= 1
+    request.onDiskSince.store(0, ordering: .relaxed)
     guard let token = request.token else { return effects }
     if failure == nil, let operation { send(operation, payload, of: request, token, &state) }
     corrects(&state)

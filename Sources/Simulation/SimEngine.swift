@@ -195,6 +195,8 @@ final class SimEngine {
 
   func breakDisk(_ errno: Int32) { tell(.diskError(operation: "pwrite", path: "disk.qcow2", errno: errno)) }
 
+  func hangDisk() { tell(.diskHangs(milliseconds: 26_000)) }
+
   func fail(_ command: String, _ why: String) { tell(.failed(command: command, why: why)) }
 
   // MARK: mount (Engine.mount, .unmount, .acceptReplication)

@@ -66,6 +66,55 @@ import Testing
     return nil
   }
 
+  // MARK: R11, a disk that hangs
+
+  /// In sync: nothing that needs the disk comes before what stops the guest, and then the peer gets the module.
+  @Test func aHungDiskUnderTheGuestMovesTheModule() throws {
+    var core = primary()
+    let directives = core.handle(.engine(.diskHangs(milliseconds: 26_000)), at: start)
+    let persist = try #require(directives.firstIndex { if case .persist = $0 { true } else { false } })
+    for early: Directive in [.engine(.endSession), .engine(.unmount(force: true)), .destroyGuest] {
+      #expect(directives[..<persist].contains(early), "\(early)")
+    }
+    #expect(!directives[..<persist].contains { if case .keepLimits = $0 { true } else { false } })
+    #expect(directives.filter { $0 == .destroyGuest }.count == 1)
+    #expect(!core.status.offers, "the guest is still there")
+    // Its mount does not end, as the disk does not.
+    let off = core.handle(.guestOff(.destroyed), at: start + .seconds(1))
+    #expect(off.contains(.killEngine) && core.status.offers)
+    #expect(core.durableRecord?.standing == .uptodate)
+    #expect(grants(core.handle(.consentRequested(request(record), token: 3), at: start + .seconds(2))))
+    #expect(core.durableRecord?.standing == .outdated)
+  }
+
+  /// A mount that did end is no reason to kill anybody.
+  @Test func aHungDiskThatLetsGoOfItsMountKeepsTheEngine() {
+    var core = primary()
+    _ = core.handle(.engine(.diskHangs(milliseconds: 26_000)), at: start)
+    _ = core.handle(.engine(.unmounted), at: start)
+    #expect(!core.handle(.guestOff(.destroyed), at: start).contains(.killEngine) && core.status.offers)
+  }
+
+  /// Nobody else has the data, or nobody is there to take it: it is said, once, and stays in the status until it is over.
+  @Test func aHungDiskWithoutACopyInSyncIsOnlyTold() {
+    var lonely = alone()
+    var deaf = primary()
+    _ = deaf.handle(.nodeLost, at: start)
+    for core in [lonely, deaf, primary(isAdopted: false)] {
+      var core = core
+      let first = core.handle(.engine(.diskHangs(milliseconds: 26_000)), at: start)
+      #expect(!first.contains(.destroyGuest) && !first.contains { if case .persist = $0 { true } else { false } })
+      #expect(first.contains { if case .journal(.alarm, _) = $0 { true } else { false } })
+      #expect(core.status.sentence.contains("26 s") && core.status.guest == .running)
+    }
+    _ = lonely.handle(.engine(.diskHangs(milliseconds: 26_000)), at: start)
+    let second = lonely.handle(.engine(.diskHangs(milliseconds: 36_000)), at: start)
+    #expect(!second.contains { if case .journal = $0 { true } else { false } })
+    #expect(lonely.status.sentence.contains("36 s"))
+    _ = lonely.handle(.engine(.diskAnswers), at: start)
+    #expect(!lonely.status.sentence.contains("disk"))
+  }
+
   // MARK: R5, consent
 
   /// vmhad is new, and its engine still the target of a session whose source has lost it: a consent now could not end that session,

@@ -39,6 +39,36 @@ import Testing
     #expect(!mounts(atOnce) && !mounts(later))
   }
 
+  /// R0: as long as nothing is known nothing is decided, written or ended, whatever comes; what is heard of the peer is not lost.
+  @Test func aRecordThatCannotBeReadIsWaitedFor() {
+    var core = core(.none)
+    let said = core.handle(.loadFailed(why: "record.a: Input/output error"), at: start)
+    #expect(said.contains { if case .journal(.alarm, _) = $0 { true } else { false } })
+    #expect(core.status.state == .wait && core.status.readiness == .blocked && core.status.standing == nil)
+    #expect(core.status.sentence.contains("Input/output error"))
+    let events: [Event] = [
+      .nodeLost, .guestStarted, .guestOff(.failed), .guestPaused(why: "disk"), .timer,
+      .wish(Wish(started: true, version: 9)), .engineGone(why: "died"), .persistFailed(why: "full"),
+    ]
+    for event in events { #expect(core.handle(event, at: start + .seconds(100)) == [], "\(event)") }
+    for verb in [Command.Verb.start(force: true), .stop, .swap] {
+      let answers = core.handle(.command(Command(id: 4, verb: verb, wishVersion: 10)), at: start + .seconds(101))
+      #expect(answers.count == 1)
+      guard case .answer(4, .refused) = answers.first else { return #expect(Bool(false), "\(answers)") }
+    }
+    let request = ConsentRequest(
+      nonce: 1, node: .second, generation: record(nil).generation, history: [], guestRunning: true, stopping: false)
+    let replies = core.handle(.consentRequested(request, token: 5), at: start + .seconds(102))
+    guard case .replyConsent(5, .refused) = replies.first else { return #expect(Bool(false), "\(replies)") }
+    #expect(replies.count == 1)
+    // Readable at last: as if it had begun now, with the peer as it was heard.
+    _ = core.handle(
+      .loaded(record: record(.consent), wish: Wish(started: true, version: 1), guest: .off), at: start + .seconds(103))
+    let begun = core.handle(
+      .engine(.ready(EngineReport(processID: 1, role: .idle, policy: .frozen))), at: start + .seconds(103))
+    #expect(mounts(begun) && core.status.state == .alone)
+  }
+
   /// R5: a proven mark starts at once under any arbiter.
   @Test(arguments: [RightKind.consent, .witness, .fence], [ArbiterPolicy.wait, .witness, .fence, .none])
   func aProvenStandingStarts(right: RightKind, arbiter: ArbiterPolicy) {

@@ -118,6 +118,7 @@ struct Transcript {
     case ("witness-mute", let node?): world.witness.isReached[node.index] = false
     case ("fence-fails", let node?): node.fenceFails = true
     case ("fence-works", let node?): node.fenceFails = false
+    case ("disk-hangs", let node?): node.engine?.hangDisk()
     case ("disk-full", let node?): node.engine?.breakDisk(28)
     default: throw Problem(text: "unknown command \(words)")
     }

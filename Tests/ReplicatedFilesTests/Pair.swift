@@ -50,12 +50,14 @@ final class Side: @unchecked Sendable {
   var backing: String { "\(folder)/.vmha-vm" }
   var mountPoint: String { "\(folder)/vm" }
 
-  init(node: NodeID, folder: String) throws {
+  init(node: NodeID, folder: String, diskStallMax: Duration? = nil) throws {
     self.node = node
     self.folder = folder
     for path in [folder, "\(folder)/.vmha-vm", "\(folder)/vm"] { mkdir(path, 0o755) }
     let events = self.events
-    engine = try Engine(clearInterval: .milliseconds(200)) { event in events.withLock { $0.append(event) } }
+    engine = try Engine(clearInterval: .milliseconds(200), diskStallMax: diskStallMax) { event in
+      events.withLock { $0.append(event) }
+    }
   }
 
   func tell(_ command: EngineCommand) { engine.perform(command) }
@@ -130,14 +132,14 @@ final class Pair: @unchecked Sendable {
   private let addressOfTwo: String
 
   /// A process that does not run for half of `silence` gives its session up: it is longer than a busy machine takes to come back.
-  init(silence: Duration = .seconds(6), addressOfTwo: String = "127.0.0.1") throws {
+  init(silence: Duration = .seconds(6), addressOfTwo: String = "127.0.0.1", diskStallMax: Duration? = nil) throws {
     self.addressOfTwo = addressOfTwo
     folder = "/tmp/vmha-engine-\(getpid())-\(randomUInt64() % 1_000_000)"
     mkdir(folder, 0o755)
     port = Pair.nextPort.add(1, ordering: .relaxed).newValue
     try Pair.makeCertificates(folder)
-    one = try Side(node: .first, folder: "\(folder)/n1")
-    two = try Side(node: .second, folder: "\(folder)/n2")
+    one = try Side(node: .first, folder: "\(folder)/n1", diskStallMax: diskStallMax)
+    two = try Side(node: .second, folder: "\(folder)/n2", diskStallMax: diskStallMax)
     for side in [one, two] {
       side.tell(.configure(configuration(side, silence)))
       try side.expect("ready") { if case .ready = $0 { true } else { nil } }

@@ -79,6 +79,8 @@ FAULTS = [
           lambda s, p, c: s.tool("disk", p, "fail")),
     Fault("disk-fails-copy", "the disk of the copy gives EIO for everything", lambda s, p, c: s.tool("disk", c, "fail")),
     Fault("disk-hangs-primary", "the disk under the guest hangs for 20 s", lambda s, p, c: hang(s, p, 20), watch=25),
+    Fault("disk-hangs-primary-long", "the disk under the guest hangs for 90 s", lambda s, p, c: hang(s, p, 90), watch=95,
+          limit=150),
     Fault("disk-hangs-copy", "the disk of the copy hangs for 20 s", lambda s, p, c: hang(s, c, 20), watch=25),
     Fault("arbiter", "what the arbiter asks gives no answer, nothing else", lambda s, p, c: None,
           watch=8, before=arbiter_stops, without=("none",)),
