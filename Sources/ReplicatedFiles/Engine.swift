@@ -143,8 +143,8 @@ public final class Engine: Sendable {
   private func tick(_ now: Instant, gap: Duration) -> Duration {
     // Last: a session that is lost below must not prolong the reads' lease.
     defer {
-      watchReads()
       lastTick.store(now.nanoseconds, ordering: .releasing)
+      watchReads()
     }
     watchDisk(now, gap: gap)
     let (session, configuration, isBusy) = state.withLock { ($0.session, $0.configuration, $0.isResyncing) }

@@ -198,6 +198,11 @@ struct ProcessTests {
     try process.tell(.flushBarrier(session))
     try process.expect("barrier") { if case .barrierDone = $0 { true } else { nil } }
     try process.tell(.setPolicy(.both(session)))
+    // Before that policy counts no read is ever held.
+    try process.tell(.report)
+    try process.expect("both") {
+      if case .ready(let report) = $0, report.policy == .both(session) { true } else { nil }
+    }
     let file = open("\(pair.two.mountPoint)/disk", O_RDONLY)
     defer { close(file) }
     var byte: UInt8 = 0
@@ -207,7 +212,9 @@ struct ProcessTests {
     try process.expect("confirmed") { if case .sessionConfirmed(session) = $0 { true } else { nil } }
 
     kill(worker, SIGSTOP)
-    usleep(200_000)  // its threads stop one by one
+    // On a busy machine the signal takes a while to reach every thread, and one of them could still serve the read.
+    for _ in 0..<500 where !isStopped(worker) { usleep(10_000) }
+    try #require(isStopped(worker))
     try process.tell(.confirmSession(session))
     let answer = Monitor<Int?>(nil)
     try HostThread.start(name: "read") {
@@ -216,6 +223,7 @@ struct ProcessTests {
       answer.withLock { $0 = count }
     }
     usleep(2_500_000)
+    try #require(answer.withLock { $0 } == nil, "a stopped engine serves no read")
     kill(worker, SIGCONT)
     #expect(answer.wait(timeout: .milliseconds(800)) { $0 } == nil)
     // Asked while it stood still, and answered with the peer's last words of before still unread: no guest may start on it.
@@ -234,5 +242,15 @@ struct ProcessTests {
     }
     try process.tell(.setPolicy(.alone))
     #expect(answer.wait(timeout: .seconds(5)) { $0 } == 1)
+  }
+
+  /// Every thread of it; one that ends meanwhile is looked for again.
+  private func isStopped(_ process: pid_t) -> Bool {
+    let folder = "/proc/\(process)/task"
+    guard let threads = try? FileManager.default.contentsOfDirectory(atPath: folder) else { return false }
+    return threads.allSatisfy { thread in
+      guard let status = try? DurableFile.read("\(folder)/\(thread)/stat") else { return false }
+      return String(decoding: status, as: UTF8.self).split(separator: ")").last?.hasPrefix(" T") ?? false
+    }
   }
 }
