@@ -24,7 +24,8 @@ extension Engine {
         guard let session, session.id == id else { break }
         // The peer's words count from when they are read: after a stop in the middle of a look at the clock they may be old.
         let looked = Instant(nanoseconds: lastTick.load(ordering: .acquiring))
-        set(gate, min(now - session.silence(now), looked) + configuration.suspendAfter)
+        let heard = now + (configuration.suspendAfter - session.silence(now))
+        set(gate, min(heard, looked + configuration.suspendAfter))
       case .frozen:
         // What was left when the session went; never more than a whole term.
         if gate.lease > now + configuration.suspendAfter { set(gate, now + configuration.suspendAfter) }
