@@ -81,7 +81,11 @@ extension MirrorModule {
         command,
         .refused(
           what: "\(settings.module) cannot be forced on \(settings.nodeName)",
-          why: "this copy is in the middle of a resync and not usable", next: "bring \(settings.peerName) back"))
+          why:
+            "this copy is in the middle of a resync, or what was known of it is lost: it may be half of one and half of another",
+          next:
+            "bring \(settings.peerName) back; if it never comes back, the files in the folder .vmha-\(settings.module) beside "
+            + "the disks are plain files: copy them away and look what they are worth"))
     }
     // In a split both copies are kept: one of them may serve, as long as the other does not. Where none is usable, only this ends it.
     let isPeerPassive = (splitWith != nil || hasNoSource) && peerBeat.map { !$0.isPrimary } ?? false

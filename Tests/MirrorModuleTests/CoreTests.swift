@@ -213,6 +213,14 @@ extension World {
     return core
   }
 
+  @Test func aSuspensionThatFailedIsTriedAgain() {
+    var core = primary()
+    #expect(core.handle(.engine(.readsHeld), at: start).contains(.suspendGuest))
+    let failed = core.handle(.guestSuspendFailed(why: "libvirt is busy"), at: start)
+    #expect(!failed.contains(.suspendGuest))
+    #expect(core.handle(.timer, at: start + MirrorSettings.suspensionRetry).contains(.suspendGuest))
+  }
+
   /// libvirt carries a suspension out that an earlier vmhad asked for, after this one has begun (simulation, seed 20134 of `wait`).
   @Test func aSuspensionThatComesLateIsTakenBack() {
     var core = primary()
