@@ -93,8 +93,9 @@ extension MirrorModule {
     guard let open = arbitration, open.id == id, open.step == step else { return nil }
     timers[.arbiterAnswer] = nil
     guard let record, record.generation == open.generation, record.standing == .uptodate, session == nil,
-      phase == .waiting || phase == .frozen
+      phase == .waiting || phase == .frozen, isContinuous || !settings.arbiter.fences
     else {
+      // This node's disk may have failed since it asked: then the peer's power must stay on.
       dropArbitration()
       note("a right that is not asked for any more was dropped", rule: "R4")
       return nil
