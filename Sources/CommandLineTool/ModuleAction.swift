@@ -13,7 +13,7 @@ struct ModuleAction {
     case resolved
   }
 
-  /// A module that shows "blocked" is given this long to get out of what it was in before the command.
+  /// A module that shows "blocked" is given this long after its acceptance to get out of what it was in before the command.
   static let settleTime: Duration = .seconds(2)
 
   let tool: Tool
@@ -62,6 +62,7 @@ struct ModuleAction {
     var pending = all
     var cursor = cursor
     var codes: [ExitStatus] = []
+    let accepted = ContinuousClock.now
     let limit = Duration.seconds(wait.seconds ?? waitSecondsDefault)
     while true {
       let status = try await tool.client.status()
@@ -73,7 +74,7 @@ struct ModuleAction {
           codes.append(.failure)
           return false
         }
-        guard let result = Self.result(module, item.goal, elapsed) else { return true }
+        guard let result = Self.result(module, item.goal, ContinuousClock.now - accepted) else { return true }
         codes.append(finish(module, item.goal, result, elapsed))
         return false
       }
@@ -121,7 +122,7 @@ struct ModuleAction {
     }
   }
 
-  /// nil while it is on its way.
+  /// nil while it is on its way. `elapsed`: since it was accepted.
   static func result(_ module: ModuleStatus, _ goal: Goal, _ elapsed: Duration) -> Result<String, ControlError>? {
     if let text = reached(module, goal) { return .success(text) }
     if case .swapped(let target?) = goal, elapsed >= returnTime, module.isProtected, let primary = module.primary,

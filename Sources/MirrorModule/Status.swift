@@ -26,13 +26,18 @@ extension MirrorModule {
   public var status: MirrorStatus {
     let (state, readiness) = stateAndReadiness
     return MirrorStatus(
-      state: state, readiness: splitWith != nil ? .blocked : readiness, standing: record?.standing,
+      state: state, readiness: splitWith != nil && !isGivingUp ? .blocked : readiness, standing: record?.standing,
       generation: record?.generation, peerOutdated: record?.peerOutdated, guest: guest, isAlone: isAlone,
       inSync: isInSync, offers: offers && !guest.isLive, isSplit: splitWith != nil,
       splitGeneration: splitWith?.generation,
       sentence: splitWith != nil
         ? splitSentence : guestSentence,
       since: sentenceSince, resync: resync, arbiterTrouble: watch.trouble, arbiter: settings.arbiter)
+  }
+
+  /// R12: the operator has chosen; this end of the split comes by itself, however long the archive takes.
+  private var isGivingUp: Bool {
+    if case .closing(let closing) = phase, case .giveUp = closing.goal { true } else { false }
   }
 
   private var splitSentence: String {

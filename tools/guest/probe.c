@@ -26,6 +26,8 @@
 
 #define GUESTS_MAX 32
 #define ANSWER_WAIT_MS 250
+/* After a signal, for an answer from each guest that has answered before: what is true at the end must not be missed by a blink. */
+#define LAST_WAIT_MS 2000
 
 struct answer {
   uint64_t seq, verified, bad, boot, up_ms, fast, fast_verified, fast_bad;
@@ -147,11 +149,14 @@ static void judge(struct guest *g, const struct answer *a, int64_t now) {
 
 static void *watch(void *argument) {
   struct guest *g = argument;
-  while (!stopping && clock_ms(CLOCK_MONOTONIC) < end_ms) {
+  int64_t last_ms = 0;
+  while (clock_ms(CLOCK_MONOTONIC) < end_ms) {
     struct answer a;
+    if (stopping && !last_ms) last_ms = clock_ms(CLOCK_MONOTONIC) + LAST_WAIT_MS;
+    if (last_ms && (g->answers == 0 || clock_ms(CLOCK_MONOTONIC) > last_ms)) break;
     if (ask(g, &a)) {
       judge(g, &a, clock_ms(CLOCK_MONOTONIC));
-      if (once) break;
+      if (once || last_ms) break;
     }
     struct timespec pause = {period_ms / 1000, period_ms % 1000 * 1000000};
     nanosleep(&pause, 0);
