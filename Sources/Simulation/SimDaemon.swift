@@ -25,6 +25,8 @@ final class SimDaemon {
   private var isFreshlyMounted = false
 
   var world: World { node.world }
+  /// What was planned for this process finds that it has ended, whatever still holds it.
+  private var isOver: Bool { node.daemon !== self }
   /// Events wait for a disk or a start that goes on.
   var isStuck: Bool { core.durableRecord == nil }
 
@@ -88,7 +90,7 @@ final class SimDaemon {
     case .keepLimits(let limits): if !node.persistFails { node.limits = limits }
     case .resolveSplit(let mine, let theirs):
       node.after(world.delay(20, 1...500)) { [weak self] in
-        guard let self else { return }
+        guard let self, !self.isOver else { return }
         let verb = Command.Verb.resolve(mine: mine, theirs: theirs)
         self.deliver(.command(Command(id: self.world.random.next(), verb: verb, wishVersion: self.node.wish.version)))
       }
@@ -211,7 +213,7 @@ final class SimDaemon {
     guard world.reaches(from: node), world.reaches(from: peer) else { return }
     peer.after(world.delay(5, 1...800)) { [weak self] in
       peer.daemon?.answerConsent(request) { reply in
-        guard let self else { return }
+        guard let self, !self.isOver else { return }
         guard self.world.reaches(from: peer), self.world.options.isCalm || !self.world.random.chance(10) else {
           return self.world.meet(.consentLost)
         }
@@ -235,7 +237,7 @@ final class SimDaemon {
     let peer = world.peer(of: node)
     let works = !node.fenceFails && (world.options.isCalm || !world.random.chance(15))
     node.after(world.delay(300, 50...4000)) { [weak self] in
-      guard let self else { return }
+      guard let self, !self.isOver else { return }
       self.world.meet(works ? .peerFenced : .fenceFailed)
       guard works else { return self.deliver(.arbiterFailed(id: id, why: "the agent failed: no route to host")) }
       let staysOff = !self.world.isHealed && (self.world.options.isCalm || self.world.random.chance(50))

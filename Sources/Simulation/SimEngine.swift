@@ -133,7 +133,8 @@ final class SimEngine {
     let began = epoch
     let slow = node.isDiskSlow ? world.random.milliseconds(200...3000) : .zero
     node.after(world.random.milliseconds(milliseconds) + slow) { [weak self] in
-      self?.node.onDisk { [weak self] in
+      guard let self, self.node.engine === self else { return }
+      self.node.onDisk { [weak self] in
         guard let self, self.node.engine === self, self.epoch == began else { return }
         body(self)
       }

@@ -224,7 +224,7 @@ final class SimGuest {
     requests += 1
     inFlight += 1
     let request = SimRequest(kind: nextKind()) { [weak self] _ in
-      guard let self else { return }
+      guard let self, self.node.guest === self else { return }
       self.inFlight -= 1
       guard self.inFlight == 0, !self.isPausing else { return }
       self.isPausing = true
