@@ -35,6 +35,9 @@ final class SimNode {
   var daemon: SimDaemon?
   var engine: SimEngine?
   var guest: SimGuest?
+  /// What waits for this node's consent, by token.
+  var replies: [UInt64: (ConsentReply) -> Void] = [:]
+  private var lastToken: UInt64 = 0
 
   // Faults.
   var persistFails = false
@@ -96,6 +99,13 @@ final class SimNode {
     for run in waiting { after(.zero, run) }
   }
 
+  /// Answers the token under which `daemon` is to reply.
+  func expectReply(_ reply: @escaping (ConsentReply) -> Void) -> UInt64 {
+    lastToken += 1
+    replies[lastToken] = reply
+    return lastToken
+  }
+
   func startDaemon() {
     guard isOn, daemon == nil else { return }
     if isRecordLost {
@@ -108,6 +118,7 @@ final class SimNode {
       isRecordLost = false
     }
     if record?.standing == .uptodate, record?.peerOutdated != nil, wish.started { world.meet(.startByStanding) }
+    replies = [:]
     daemon = SimDaemon(node: self)
     daemon?.start()
   }
@@ -196,6 +207,9 @@ final class SimGuest {
 
   init(_ node: SimNode) { self.node = node }
 
+  /// What was planned for this process finds that it has ended.
+  private var isOver: Bool { node.guest !== self }
+
   func started() {
     state = .running
     runsSince = node.world.now
@@ -206,31 +220,31 @@ final class SimGuest {
 
   /// A burst of requests; when all are answered, a pause, and the next.
   private func work() {
-    guard node.guest === self, inFlight == 0 else { return }
+    guard !isOver, inFlight == 0 else { return }
     let world = node.world
     for number in 0..<(world.options.isCalm ? 1 : 1 + world.random.below(Self.inFlightMax)) {
       guard number > 0 else {
         issue()
         continue
       }
-      node.after(world.random.milliseconds(0...20)) { [weak self] in self?.issue() }
+      node.after(world.random.milliseconds(0...20)) { [self] in issue() }
     }
   }
 
   private func issue() {
-    guard node.guest === self, !hasLostDisks, inFlight < Self.inFlightMax else { return }
+    guard !isOver, !hasLostDisks, inFlight < Self.inFlightMax else { return }
     guard let engine = node.engine, engine.isMounted, state != .starting, !isSuspended else { return }
     let world = node.world
     requests += 1
     inFlight += 1
-    let request = SimRequest(kind: nextKind()) { [weak self] _ in
-      guard let self, self.node.guest === self else { return }
-      self.inFlight -= 1
-      guard self.inFlight == 0, !self.isPausing else { return }
-      self.isPausing = true
-      self.node.after(world.delay(200, 50...1200)) { [weak self] in
-        self?.isPausing = false
-        self?.work()
+    let request = SimRequest(kind: nextKind()) { [self] _ in
+      guard !isOver else { return }
+      inFlight -= 1
+      guard inFlight == 0, !isPausing else { return }
+      isPausing = true
+      node.after(world.delay(200, 50...1200)) { [self] in
+        isPausing = false
+        work()
       }
     }
     request.acknowledgedBefore = world.ledger.acknowledgements
@@ -253,14 +267,14 @@ final class SimGuest {
   }
 
   func suspend() {
-    guard node.guest === self, state == .running else { return }
+    guard !isOver, state == .running else { return }
     isSuspended = true
     node.tellGuest(.guestSuspended)
   }
 
   /// `byHand`: somebody else's `virsh resume`.
   func resume(byHand: Bool = false) {
-    guard node.guest === self, isSuspended else { return }
+    guard !isOver, isSuspended else { return }
     if byHand { node.world.meet(.resumedByHand) }
     isSuspended = false
     runsSince = node.world.now
@@ -272,7 +286,7 @@ final class SimGuest {
   var isStuck: Bool { !hasLostDisks && node.engine?.hasStuckRequest ?? false }
 
   func end(_ end: GuestEnd) {
-    guard node.guest === self else { return }
+    guard !isOver else { return }
     node.guest = nil
     node.engine?.forgetRequests()
     node.tellGuest(.guestOff(end))
@@ -280,21 +294,21 @@ final class SimGuest {
 
   func destroy() {
     state = .stopping
-    node.after(.milliseconds(100)) { [weak self] in
-      guard let self, self.node.guest === self else { return }
-      guard self.isStuck else { return self.end(.destroyed) }
-      self.die(patience: self.node.world.now + 1_000_000_000)
+    node.after(.milliseconds(100)) { [self] in
+      guard !isOver else { return }
+      guard isStuck else { return end(.destroyed) }
+      die(patience: node.world.now + 1_000_000_000)
     }
   }
 
   /// Killed: gone as soon as nothing holds it in the kernel.
   private func die(patience: Int64) {
-    node.after(.milliseconds(100)) { [weak self] in
-      guard let self, self.node.guest === self else { return }
-      guard self.isStuck else { return self.end(.destroyed) }
-      guard self.node.world.now >= patience else { return self.die(patience: patience) }
-      self.node.tellGuest(.guestStuck(why: "it waits for its disk"))
-      self.die(patience: self.node.world.now + 60_000_000_000)
+    node.after(.milliseconds(100)) { [self] in
+      guard !isOver else { return }
+      guard isStuck else { return end(.destroyed) }
+      guard node.world.now >= patience else { return die(patience: patience) }
+      node.tellGuest(.guestStuck(why: "it waits for its disk"))
+      die(patience: node.world.now + 60_000_000_000)
     }
   }
 
@@ -302,7 +316,7 @@ final class SimGuest {
     state = .stopping
     let patience = node.world.now + World.stopTimeout.nanoseconds
     func poll() {
-      guard node.guest === self else { return }
+      guard !isOver else { return }
       if !isStuck, !isSuspended { return end(.shutdown) }
       if node.world.now >= patience { return destroy() }
       node.after(.milliseconds(250)) { poll() }
