@@ -7,10 +7,15 @@ final class SimDaemon {
   static let recordedMax = 32
 
   unowned let node: SimNode
+  unowned let world: World
   private(set) var core: MirrorModule
   private(set) var recorder: FlightRecorder
+  /// nil = the core has changed since it was asked.
+  private var known: PeerBeat?
   private var wakeAt: Int64?
-  private(set) var heartbeat: SimHeartbeat
+  private var heartbeat: SimHeartbeat
+  /// As its beats say.
+  private(set) var linksHeard: [String] = []
   private(set) var eventsInSecond = (second: Int64(-1), count: 0)
   private(set) var answers: [Answer] = []
   private(set) var startedAt: Int64 = 0
@@ -22,7 +27,6 @@ final class SimDaemon {
   /// No guest was started since the mount.
   private var isFreshlyMounted = false
 
-  var world: World { node.world }
   /// What was planned for this process finds that it has ended.
   private var isOver: Bool { node.daemon !== self }
   /// Events wait for a disk or a start that goes on.
@@ -30,9 +34,10 @@ final class SimDaemon {
 
   init(node: SimNode) {
     self.node = node
+    world = node.world
     core = MirrorModule(settings: node.settings)
     recorder = FlightRecorder(core, entriesMax: Self.recordedMax)
-    heartbeat = SimHeartbeat(now: Instant(nanoseconds: node.world.now))
+    heartbeat = SimHeartbeat(now: Instant(nanoseconds: world.now))
   }
 
   func start() {
@@ -52,7 +57,9 @@ final class SimDaemon {
     case .engine(.ready(let report)): session = report.session
     default: break
     }
+    let (node, world) = (node, world)
     let directives = recorder.handle(event, at: Instant(nanoseconds: world.now), by: &core)
+    known = nil
     let second = world.now / 1_000_000_000
     eventsInSecond = eventsInSecond.second == second ? (second, eventsInSecond.count + 1) : (second, 1)
     world.checkLoad(node, events: eventsInSecond.count, directives: directives)
@@ -244,10 +251,23 @@ final class SimDaemon {
 
   // MARK: the other node
 
+  /// What the heartbeat says of the module.
+  var beat: PeerBeat {
+    if let known { return known }
+    let status = core.status
+    let beat = PeerBeat(
+      state: status.state, readiness: status.readiness, standing: status.standing ?? .inconsistent,
+      generation: status.generation ?? DurableRecord.empty.generation, guestRunning: status.guest.isPresent,
+      offers: status.offers)
+    known = beat
+    return beat
+  }
+
   /// One turn of HeartbeatLoop: the time is judged before what has come is read.
   func hear() {
     guard node.daemon === self, !node.isFrozen else { return }
     let events = heartbeat.turn(at: node)
+    linksHeard = heartbeat.linksHeard
     for event in events { deliver(event) }
   }
 

@@ -7,6 +7,7 @@ import Replication
 /// simulated disks and links. What is I/O in production takes random time here, and dies with its process.
 final class SimEngine {
   unowned let node: SimNode
+  unowned let world: World
   private var attached: SimDaemon?
   /// nil = nobody listens, or who did has ended.
   private var daemon: SimDaemon? { attached === node.daemon ? attached : nil }
@@ -55,14 +56,14 @@ final class SimEngine {
   // Of the replica (`SimReplica`).
   var unsaid: [UInt64] = []
 
-  var world: World { node.world }
   var policy: AcknowledgePolicy { machine.policy }
   /// What was planned for this process finds that it has ended.
   private var isOver: Bool { node.engine !== self }
 
   init(_ node: SimNode) {
     self.node = node
-    lastLook = node.world.now
+    world = node.world
+    lastLook = world.now
     intents = SimIntents(node)
   }
 
@@ -125,23 +126,23 @@ final class SimEngine {
       guard !isOver else { return }
       isWorking = false
       guard !commands.isEmpty else { return }
-      let next = commands.removeFirst()
-      next(self)
+      commands.removeFirst()(self)
       work()
     }
   }
 
   /// Something that takes this process time; over with it.
   func later(_ milliseconds: ClosedRange<Int>, _ body: @escaping (SimEngine) -> Void) {
+    let (node, world) = (node, world)
     guard !world.options.isCalm else { return body(self) }
     let began = epoch
     let slow = node.isDiskSlow ? world.random.milliseconds(200...3000) : .zero
-    node.after(world.random.milliseconds(milliseconds) + slow) { [self] in
+    node.after(world.random.milliseconds(milliseconds) + slow) { [self, unowned node] in
       guard !isOver else { return }
-      node.onDisk { [self] in
-        guard !isOver, epoch == began else { return }
-        body(self)
+      guard !node.isDiskHung else {
+        return node.waitForDisk { [self] in if !isOver, epoch == began { body(self) } }
       }
+      if epoch == began { body(self) }
     }
   }
 
@@ -430,6 +431,7 @@ final class SimEngine {
 
   /// Engine.tick
   func lookForSilence() {
+    let (node, world) = (node, world)
     guard !node.isFrozen, !isAway else { return }
     defer { watchReads() }
     let gap = world.now - lastLook
@@ -465,15 +467,16 @@ final class SimEngine {
   /// R2, last line: the lease of the guest's reads, by the engine's own clock.
   private func watchReads() {
     guard isMounted else { return }
-    let term = world.now + World.suspendAfter.nanoseconds
+    let now = world.now
+    let term = now + World.suspendAfter.nanoseconds
     switch policy {
     case .alone, .resyncing, .settling: lease = nil
     case .both: if session != nil { lease = lastHeard + World.suspendAfter.nanoseconds }
     case .frozen: lease = min(lease ?? term, term)
     }
-    let isHeld = lease.map { world.now >= $0 } ?? false
+    let isHeld = lease.map { now >= $0 } ?? false
     guard isHeld != (heldSince != nil) else { return }
-    heldSince = isHeld ? world.now : nil
+    heldSince = isHeld ? now : nil
     tell(isHeld ? .readsHeld : .readsReleased)
   }
 

@@ -9,7 +9,8 @@ final class SimNode {
   var index: Int { id.rawValue - 1 }
   var isOn = true
   var isFrozen = false
-  var boot = 1
+  var boot = 1 { didSet { bootID = Self.bootID(name, boot) } }
+  private(set) var bootID: String
   private(set) var thawedAt: Int64 = 0
   private var deferred: [() -> Void] = []
   private var incarnations: UInt64 = 0
@@ -62,7 +63,10 @@ final class SimNode {
     self.world = world
     self.id = id
     self.name = name
+    bootID = Self.bootID(name, boot)
   }
+
+  private static func bootID(_ name: String, _ boot: Int) -> String { "\(name)\(boot)" }
 
   var settings: MirrorSettings {
     incarnations += 1
@@ -70,7 +74,7 @@ final class SimNode {
     var settings = MirrorSettings(
       module: module, node: id, nodeName: name, peerName: name == "a" ? "b" : "a", preferred: world.options.preferred,
       arbiter: arbiter, detection: World.detection, bootWait: World.bootWait,
-      stopTimeout: World.stopTimeout, restartsMax: 3, restartWindow: .seconds(3600), bootID: "\(name)\(boot)",
+      stopTimeout: World.stopTimeout, restartsMax: 3, restartWindow: .seconds(3600), bootID: bootID,
       seed: world.options.seed &* 31 &+ incarnations &* 2 &+ UInt64(index))
     settings.forceAfter = world.options.forceAfter
     settings.splitPolicy = world.options.splitPolicy
@@ -79,16 +83,17 @@ final class SimNode {
 
   /// Runs on this host: not after a power cut, and only after the thaw while it is frozen.
   func after(_ delay: Duration, _ run: @escaping () -> Void) {
-    let planned = boot
-    world.after(delay) { [unowned self] in
-      guard isOn, boot == planned else { return }
-      isFrozen ? deferred.append(run) : run()
-    }
+    world.after(delay, Agenda.Action(run: run, host: (self, boot)))
   }
 
-  /// For the disk, which may not come to it for a long time.
-  func onDisk(_ run: @escaping () -> Void) {
-    guard isDiskHung else { return run() }
+  /// Its time has come.
+  func run(_ action: @escaping () -> Void, plannedIn planned: Int) {
+    guard isOn, boot == planned else { return }
+    isFrozen ? deferred.append(action) : action()
+  }
+
+  /// For a disk that hangs, which may not come to it for a long time.
+  func waitForDisk(_ run: @escaping () -> Void) {
     world.meet(.diskHung)
     hung.append(run)
   }
@@ -247,8 +252,10 @@ final class SimGuest {
         work()
       }
     }
-    request.acknowledgedBefore = world.ledger.acknowledgements
-    request.contentsBefore = node.copy.contents
+    if case .flush = request.kind {
+      request.acknowledgedBefore = world.ledger.acknowledgements
+      request.contentsBefore = node.copy.contents
+    }
     engine.accept(request)
   }
 
