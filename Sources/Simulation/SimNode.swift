@@ -82,6 +82,7 @@ final class SimNode {
   }
 
   /// Runs on this host: not after a power cut, and only after the thaw while it is frozen.
+  /// What is planned for a process holds it and asks whether it is over: a weak reference would slow down every use of the object.
   func after(_ delay: Duration, _ run: @escaping () -> Void) {
     world.after(delay, Agenda.Action(run: run, host: (self, boot)))
   }
