@@ -26,13 +26,15 @@ public struct Membership: Sendable {
   public private(set) var presenceSince: Instant
   /// The peer's boot id, once heard.
   public private(set) var peerBoot: String?
-  public private(set) var settings: MembershipSettings
+  public private(set) var settings: MembershipSettings { didSet { lateAfter = Self.lateAfter(settings) } }
+  private var lateAfter: Duration
   private var pastBoots: [String] = []
   private var ranAt: Instant
 
   /// `links` are the names of the configured links, at least one.
   public init(settings: MembershipSettings, links: [String], now: Instant) {
     self.settings = settings
+    lateAfter = Self.lateAfter(settings)
     self.links = links.map { Link(name: $0, since: now, silentSince: now) }
     presenceSince = now
     ranAt = now
@@ -40,7 +42,7 @@ public struct Membership: Sendable {
 
   /// Links on which the peer was heard lately; the own beats carry them, so that the peer can tell a one-way link.
   public var linksHeard: [String] {
-    links.filter { $0.heardAt != nil && ($0.state == .up || $0.state == .oneWay) }.map(\.name)
+    links.compactMap { $0.heardAt != nil && ($0.state == .up || $0.state == .oneWay) ? $0.name : nil }
   }
 
   public mutating func handle(_ event: MembershipEvent, at now: Instant) -> [MembershipDirective] {
@@ -62,7 +64,7 @@ public struct Membership: Sendable {
     var gap = now - ranAt - settings.pulse
     if case .stalled(let reported) = event { gap = max(gap, reported) }
     ranAt = now
-    guard gap > settings.detection / 2 else { return [] }
+    guard gap + gap > settings.detection else { return [] }
     for index in links.indices where links[index].state != .lost {
       links[index].silentSince = now
       if links[index].unheardSince != nil { links[index].unheardSince = now }
@@ -103,7 +105,7 @@ public struct Membership: Sendable {
   private mutating func judge(_ now: Instant) -> [MembershipDirective] {
     var directives: [MembershipDirective] = []
     for index in links.indices {
-      let state = state(of: links[index], now)
+      let state = state(of: index, now)
       guard state != links[index].state else { continue }
       links[index].state = state
       links[index].since = now
@@ -128,9 +130,12 @@ public struct Membership: Sendable {
     return .peer(new, why: why)
   }
 
-  private var lateAfter: Duration { min(settings.pulse * Self.latePulses, settings.detection) }
+  private static func lateAfter(_ settings: MembershipSettings) -> Duration {
+    min(settings.pulse * latePulses, settings.detection)
+  }
 
-  private func state(of link: Link, _ now: Instant) -> LinkState {
+  private func state(of index: Int, _ now: Instant) -> LinkState {
+    let link = links[index]
     let silence = now - link.silentSince
     if silence >= settings.detection { return .lost }
     // Lost, and not heard since: a stall or a longer detection time does not bring it back.
@@ -152,10 +157,13 @@ public struct Membership: Sendable {
   /// The next moment at which a state changes by time alone, and at least every pulse, so that an own stall is noticed.
   private func nextWakeUp(_ now: Instant) -> Instant {
     var next = now + settings.pulse
+    func consider(_ time: Instant) {
+      if time > now { next = min(next, time) }
+    }
     for link in links where link.state != .lost {
-      var times = [link.silentSince + lateAfter, link.silentSince + settings.detection]
-      if let unheard = link.unheardSince { times.append(unheard + settings.detection) }
-      for time in times where time > now { next = min(next, time) }
+      consider(link.silentSince + lateAfter)
+      consider(link.silentSince + settings.detection)
+      if let unheard = link.unheardSince { consider(unheard + settings.detection) }
     }
     return next
   }

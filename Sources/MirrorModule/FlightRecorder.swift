@@ -26,10 +26,13 @@ public struct FlightRecorder: Sendable, Codable, Hashable {
 
   /// Lets `core` handle the event, and notes what came of it.
   public mutating func handle(_ event: Event, at time: Instant, by core: inout MirrorModule) -> [Directive] {
-    let before = core
+    var before = core
     let directives = core.handle(event, at: time)
-    // A look at the clock, a beat that says nothing new: the same core decides the same with or without it.
-    if directives.allSatisfy(\.isWakeUp), core.isSame(as: before) { return directives }
+    if directives.allSatisfy(\.isWakeUp) {
+      // A look at the clock, a beat that says nothing new: the same core decides the same with or without it.
+      before.now = core.now
+      if core == before { return directives }
+    }
     entries.append(Entry(event: event, at: time, directives: directives))
     if entries.count > limit {
       let first = entries.removeFirst()
@@ -53,14 +56,5 @@ extension Directive {
   fileprivate var isWakeUp: Bool {
     if case .wake = self { return true }
     return false
-  }
-}
-
-extension MirrorModule {
-  /// The time of the last event apart.
-  fileprivate func isSame(as other: MirrorModule) -> Bool {
-    var other = other
-    other.now = now
-    return self == other
   }
 }

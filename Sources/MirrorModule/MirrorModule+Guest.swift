@@ -139,6 +139,7 @@ extension MirrorModule {
   }
 
   mutating func fireTimers() {
+    guard timers.values.contains(where: { $0 <= now }) else { return }
     for kind in TimerKind.allCases {
       guard let at = timers[kind], at <= now else { continue }
       fire(kind)

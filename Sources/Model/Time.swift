@@ -10,8 +10,7 @@ public struct Instant: Hashable, Sendable, Codable, Comparable {
 extension Duration {
   /// Whole nanoseconds, truncated; durations here are seconds to days, so this cannot overflow.
   public var nanoseconds: Int64 {
-    let (seconds, attoseconds) = components
-    return seconds * 1_000_000_000 + attoseconds / 1_000_000_000
+    Int64(attoseconds / 1_000_000_000)
   }
   public var milliseconds: Int64 { nanoseconds / 1_000_000 }
 }

@@ -17,20 +17,29 @@ struct Random {
 
 /// What happens next in virtual time: a heap ordered by time, then by order of planning.
 struct Agenda {
+  struct Action {
+    let run: () -> Void
+    /// Where it runs, and in which boot of it; nil = on no host.
+    var host: (node: SimNode, boot: Int)?
+  }
+  /// Plain numbers, which cost nothing to move.
   private struct Entry {
     let at: Int64
     let order: Int
-    let run: () -> Void
-    func precedes(_ other: Entry) -> Bool { (at, order) < (other.at, other.order) }
+    /// Of its action in `actions`.
+    let place: Int
+    func precedes(_ other: Entry) -> Bool { at != other.at ? at < other.at : order < other.order }
   }
   private var heap: [Entry] = []
+  private var actions: [Action?] = []
+  private var freePlaces: [Int] = []
   private var count = 0
 
   var nextAt: Int64? { heap.first?.at }
 
-  mutating func add(_ at: Int64, _ run: @escaping () -> Void) {
+  mutating func add(_ at: Int64, _ action: consuming Action) {
     count += 1
-    heap.append(Entry(at: at, order: count, run: run))
+    heap.append(Entry(at: at, order: count, place: keep(action)))
     var child = heap.count - 1
     while child > 0, heap[child].precedes(heap[(child - 1) / 2]) {
       heap.swapAt(child, (child - 1) / 2)
@@ -38,7 +47,16 @@ struct Agenda {
     }
   }
 
-  mutating func removeFirst() -> () -> Void {
+  private mutating func keep(_ action: consuming Action) -> Int {
+    guard let place = freePlaces.popLast() else {
+      actions.append(action)
+      return actions.count - 1
+    }
+    actions[place] = action
+    return place
+  }
+
+  mutating func removeFirst() -> Action {
     let first = heap[0]
     let last = heap.removeLast()
     if !heap.isEmpty {
@@ -46,14 +64,16 @@ struct Agenda {
       var parent = 0
       while true {
         var least = parent
-        for child in [2 * parent + 1, 2 * parent + 2] where child < heap.count {
-          if heap[child].precedes(heap[least]) { least = child }
-        }
+        let left = 2 * parent + 1
+        if left < heap.count, heap[left].precedes(heap[least]) { least = left }
+        if left + 1 < heap.count, heap[left + 1].precedes(heap[least]) { least = left + 1 }
         if least == parent { break }
         heap.swapAt(parent, least)
         parent = least
       }
     }
-    return first.run
+    guard let action = actions[first.place].take() else { preconditionFailure("each entry has its action") }
+    freePlaces.append(first.place)
+    return action
   }
 }

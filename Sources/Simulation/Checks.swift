@@ -80,9 +80,11 @@ extension World {
 
   /// I1: never two writers.
   func checkStep() {
-    for node in nodes { checkSuspension(node) }
+    let engines = (nodes[0].engine, nodes[1].engine)
+    if let held = engines.0?.heldSince { checkSuspension(nodes[0], heldSince: held) }
+    if let held = engines.1?.heldSince { checkSuspension(nodes[1], heldSince: held) }
     if !maySplit, isWriter(nodes[0]), isWriter(nodes[1]) { violate("I1: two writers") }
-    if let a = nodes[0].engine, a.isMounted, case .both(let id) = a.policy, let b = nodes[1].engine, b.isMounted,
+    if let a = engines.0, a.isMounted, case .both(let id) = a.policy, let b = engines.1, b.isMounted,
       b.policy == .both(id)
     {
       violate("I1: both nodes have mounted in one session (R10)")
@@ -187,9 +189,9 @@ extension World {
   private static let suspensionTime: Int64 = 3_000_000_000
 
   /// I11: a guest that is cut off stands still, whoever resumed it.
-  private func checkSuspension(_ node: SimNode) {
+  private func checkSuspension(_ node: SimNode, heldSince held: Int64) {
     guard let guest = node.guest, guest.state == .running, !guest.isSuspended, !guest.hasLostDisks, !node.isFrozen,
-      !node.suspendFails, let held = node.engine?.heldSince, let daemon = node.daemon, !daemon.isStuck
+      !node.suspendFails, let daemon = node.daemon, !daemon.isStuck
     else { return }
     if now - max(held, guest.runsSince, daemon.startedAt, node.thawedAt, node.suspendsSince) > Self.suspensionTime {
       violate("I11: \(node.name)'s guest runs on while it is cut off")
@@ -347,10 +349,9 @@ extension World {
 
   /// I8: in sync means equal. To be asked when no request is on its way.
   func checkEqualCopies() {
-    let a = nodes[0].copy
-    let b = nodes[1].copy
-    if a.isMixed || b.isMixed || a.contents != b.contents {
-      violate("I8: in sync, but the copies differ: \(a.contents) and \(b.contents)")
+    let (a, b) = (nodes[0], nodes[1])
+    if a.copy.isMixed || b.copy.isMixed || a.copy.contents != b.copy.contents {
+      violate("I8: in sync, but the copies differ: \(a.copy.contents) and \(b.copy.contents)")
     }
   }
 

@@ -26,6 +26,9 @@ final class Session {
 
   init(_ id: SessionID) { self.id = id }
 
+  /// No frame is on its way.
+  var isIdle: Bool { queues[0].isEmpty && queues[1].isEmpty }
+
   func send(_ frame: Frame, from node: SimNode) {
     queues[node.index].append(frame)
     pump(from: node, in: node.world.delay(1, 1...4))
@@ -35,13 +38,12 @@ final class Session {
     let side = sender.index
     guard !isPumping[side] else { return }
     isPumping[side] = true
-    let world = sender.world
-    let receiver = world.peer(of: sender)
-    receiver.after(delay) { [unowned world] in
+    let receiver = sender.world.peer(of: sender)
+    receiver.after(delay) {
       self.isPumping[side] = false
       guard self.isHeld[receiver.index], !self.queues[side].isEmpty else { return }
       guard self.isBegun[receiver.index] else { return self.pump(from: sender, in: .milliseconds(1)) }
-      guard world.replicates(from: sender) else { return self.pump(from: sender, in: .milliseconds(100)) }
+      guard sender.world.replicates(from: sender) else { return self.pump(from: sender, in: .milliseconds(100)) }
       let frame = self.queues[side].removeFirst()
       if let engine = receiver.engine, engine.session === self { engine.received(frame) }
       if !self.queues[side].isEmpty { self.pump(from: sender, in: .microseconds(100)) }

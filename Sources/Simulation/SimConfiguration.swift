@@ -23,11 +23,11 @@ extension World {
     let peer = self.peer(of: node)
     take(arbiter, revision, at: node)
     meet(.arbiterChangedHalf)
-    node.after(delay(20, 1...1500)) { [weak self] in
-      guard let self, self.mayTalk(), peer.revision < revision else { return }
-      self.take(arbiter, revision, at: peer)
-      self.meet(.arbiterChanged)
-      node.after(self.delay(20, 1...800)) { [weak self] in self?.step(Array(steps.dropFirst()), by: node) }
+    node.after(delay(20, 1...1500)) { [unowned self, unowned node, unowned peer] in
+      guard mayTalk(), peer.revision < revision else { return }
+      take(arbiter, revision, at: peer)
+      meet(.arbiterChanged)
+      node.after(delay(20, 1...800)) { [unowned self, unowned node] in step(Array(steps.dropFirst()), by: node) }
     }
   }
 

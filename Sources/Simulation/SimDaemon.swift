@@ -7,12 +7,15 @@ final class SimDaemon {
   static let recordedMax = 32
 
   unowned let node: SimNode
+  unowned let world: World
   private(set) var core: MirrorModule
   private(set) var recorder: FlightRecorder
+  /// nil = the core has changed since it was asked.
+  private var known: PeerBeat?
   private var wakeAt: Int64?
-  private(set) var heartbeat: SimHeartbeat
-  private var nextToken: UInt64 = 0
-  private var replies: [UInt64: (ConsentReply) -> Void] = [:]
+  private var heartbeat: SimHeartbeat
+  /// As its beats say.
+  private(set) var linksHeard: [String] = []
   private(set) var eventsInSecond = (second: Int64(-1), count: 0)
   private(set) var answers: [Answer] = []
   private(set) var startedAt: Int64 = 0
@@ -24,15 +27,17 @@ final class SimDaemon {
   /// No guest was started since the mount.
   private var isFreshlyMounted = false
 
-  var world: World { node.world }
+  /// What was planned for this process finds that it has ended.
+  private var isOver: Bool { node.daemon !== self }
   /// Events wait for a disk or a start that goes on.
   var isStuck: Bool { core.durableRecord == nil }
 
   init(node: SimNode) {
     self.node = node
+    world = node.world
     core = MirrorModule(settings: node.settings)
     recorder = FlightRecorder(core, entriesMax: Self.recordedMax)
-    heartbeat = SimHeartbeat(now: Instant(nanoseconds: node.world.now))
+    heartbeat = SimHeartbeat(now: Instant(nanoseconds: world.now))
   }
 
   func start() {
@@ -52,7 +57,9 @@ final class SimDaemon {
     case .engine(.ready(let report)): session = report.session
     default: break
     }
+    let (node, world) = (node, world)
     let directives = recorder.handle(event, at: Instant(nanoseconds: world.now), by: &core)
+    known = nil
     let second = world.now / 1_000_000_000
     eventsInSecond = eventsInSecond.second == second ? (second, eventsInSecond.count + 1) : (second, 1)
     world.checkLoad(node, events: eventsInSecond.count, directives: directives)
@@ -87,10 +94,10 @@ final class SimDaemon {
       node.wish = wish
     case .keepLimits(let limits): if !node.persistFails { node.limits = limits }
     case .resolveSplit(let mine, let theirs):
-      node.after(world.delay(20, 1...500)) { [weak self] in
-        guard let self else { return }
+      node.after(world.delay(20, 1...500)) { [self] in
+        guard !isOver else { return }
         let verb = Command.Verb.resolve(mine: mine, theirs: theirs)
-        self.deliver(.command(Command(id: self.world.random.next(), verb: verb, wishVersion: self.node.wish.version)))
+        deliver(.command(Command(id: world.random.next(), verb: verb, wishVersion: node.wish.version)))
       }
     case .startEngine: startEngine()
     case .killEngine: node.killEngine()
@@ -114,15 +121,14 @@ final class SimDaemon {
     case .suspendGuest: suspendGuest()
     case .resumeGuest: resumeGuest()
     case .askConsent(let request): askConsent(request)
-    case .replyConsent(let token, let reply): replies.removeValue(forKey: token)?(reply)
+    case .replyConsent(let token, let reply): node.replies.removeValue(forKey: token)?(reply)
     case .readWitness(let id): world.witness.read(id, for: self)
     case .swapWitness(let id, let expect, let register): world.witness.swap(id, expect, register, for: self)
     case .fencePeer(let id): fence(id)
     case .ping(let id):
-      node.after(world.delay(20, 5...1500)) { [weak self] in
-        guard let self else { return }
-        let isReached = self.world.witness.isReached[self.node.index]
-        self.deliver(isReached ? .pingAnswered(id: id) : .arbiterFailed(id: id, why: "10.0.0.1 does not answer"))
+      node.after(world.delay(20, 5...1500)) { [self] in
+        let isReached = world.witness.isReached[node.index]
+        deliver(isReached ? .pingAnswered(id: id) : .arbiterFailed(id: id, why: "10.0.0.1 does not answer"))
       }
     case .answer(_, let answer): answers.append(answer)
     case .journal: break
@@ -133,19 +139,19 @@ final class SimDaemon {
 
   private func wake(_ at: Int64) {
     wakeAt = at
-    node.after(.nanoseconds(max(0, at - world.now))) { [weak self] in
+    node.after(.nanoseconds(max(0, at - world.now))) { [self] in
       // Only the latest wake-up counts.
-      guard let self, self.wakeAt == at else { return }
-      self.wakeAt = nil
-      self.deliver(.timer)
+      guard wakeAt == at else { return }
+      wakeAt = nil
+      deliver(.timer)
     }
   }
 
   private func startEngine() {
-    node.after(world.delay(50, 20...400)) { [weak self] in
-      guard let self, self.node.daemon === self else { return }
-      if self.node.engine == nil { self.node.engine = SimEngine(self.node) }
-      self.node.engine?.attach(self)
+    node.after(world.delay(50, 20...400)) { [self] in
+      guard !isOver else { return }
+      if node.engine == nil { node.engine = SimEngine(node) }
+      node.engine?.attach(self)
     }
   }
 
@@ -153,31 +159,31 @@ final class SimDaemon {
     guard node.guest == nil else { return }
     guard let engine = node.engine, engine.isMounted, !node.guestStartFails else {
       world.meet(.guestDoesNotStart)
-      return node.after(.milliseconds(50)) { [weak self] in
-        self?.deliver(.guestStartFailed(why: "cannot access its disk"))
+      return node.after(.milliseconds(50)) { [self] in
+        deliver(.guestStartFailed(why: "cannot access its disk"))
       }
     }
     world.checkGuestStart(node)
     let guest = SimGuest(node)
     node.guest = guest
-    node.after(world.delay(400, 200...900)) { [weak node] in
-      if node?.guest === guest, guest.state == .starting { guest.started() }
+    node.after(world.delay(400, 200...900)) { [unowned node] in
+      if node.guest === guest, guest.state == .starting { guest.started() }
     }
   }
 
   /// Durable at once at its end, as by a rename.
   private func archive(_ generation: Generation) {
     let asked = node.copy.contents
-    node.after(world.delay(800, 100...4000)) { [weak self] in
-      guard let self, self.node.daemon === self else { return }
-      if self.node.persistFails || self.node.archiveFails {
-        return self.deliver(.branchArchiveFailed(generation.branch, why: "No space left on device"))
+    node.after(world.delay(800, 100...4000)) { [self] in
+      guard !isOver else { return }
+      if node.persistFails || node.archiveFails {
+        return deliver(.branchArchiveFailed(generation.branch, why: "No space left on device"))
       }
-      if self.node.copy.contents != asked {
-        self.world.violate("I12: \(self.node.name)'s copy changes while it is archived")
+      if node.copy.contents != asked {
+        world.violate("I12: \(node.name)'s copy changes while it is archived")
       }
-      self.node.archives[generation.branch] = self.node.copy.contents
-      self.deliver(.branchArchived(generation.branch))
+      node.archives[generation.branch] = node.copy.contents
+      deliver(.branchArchived(generation.branch))
     }
   }
 
@@ -185,7 +191,7 @@ final class SimDaemon {
     guard let guest = node.guest else { return }
     if node.suspendFails {
       world.meet(.guestNotSuspended)
-      return afterCalls { [weak self] in self?.deliver(.guestSuspendFailed(why: "libvirt is busy")) }
+      return afterCalls { [self] in deliver(.guestSuspendFailed(why: "libvirt is busy")) }
     }
     afterCalls { guest.suspend() }
   }
@@ -205,52 +211,63 @@ final class SimDaemon {
 
   private func askConsent(_ request: ConsentRequest) {
     let peer = world.peer(of: node)
-    node.after(World.consentTimeout) { [weak self] in
-      self?.deliver(.consentFailed(nonce: request.nonce, why: "no answer in time"))
+    node.after(World.consentTimeout) { [self] in
+      deliver(.consentFailed(nonce: request.nonce, why: "no answer in time"))
     }
     guard world.reaches(from: node), world.reaches(from: peer) else { return }
-    peer.after(world.delay(5, 1...800)) { [weak self] in
-      peer.daemon?.answerConsent(request) { reply in
-        guard let self else { return }
-        guard self.world.reaches(from: peer), self.world.options.isCalm || !self.world.random.chance(10) else {
-          return self.world.meet(.consentLost)
+    peer.after(world.delay(5, 1...800)) { [self, unowned peer] in
+      peer.daemon?.answerConsent(request) { [self, unowned peer] reply in
+        guard !isOver else { return }
+        guard world.reaches(from: peer), world.options.isCalm || !world.random.chance(10) else {
+          return world.meet(.consentLost)
         }
         // The next question, with the same generation, may be open by then.
-        let isLate = !self.world.options.isCalm && self.world.random.chance(15)
-        self.node.after(isLate ? self.world.random.milliseconds(1000...20_000) : self.world.delay(5, 1...2500)) {
-          [weak self] in self?.deliver(.consentReplied(reply))
+        let isLate = !world.options.isCalm && world.random.chance(15)
+        node.after(isLate ? world.random.milliseconds(1000...20_000) : world.delay(5, 1...2500)) { [self] in
+          deliver(.consentReplied(reply))
         }
       }
     }
   }
 
   private func answerConsent(_ request: ConsentRequest, _ reply: @escaping (ConsentReply) -> Void) {
-    nextToken += 1
-    replies[nextToken] = reply
-    deliver(.consentRequested(request, token: nextToken))
+    deliver(.consentRequested(request, token: node.expectReply(reply)))
   }
 
   /// The agent: the peer's power goes, whatever it is doing; sometimes nobody hears of it.
   private func fence(_ id: UInt64) {
     let peer = world.peer(of: node)
     let works = !node.fenceFails && (world.options.isCalm || !world.random.chance(15))
-    node.after(world.delay(300, 50...4000)) { [weak self] in
-      guard let self else { return }
-      self.world.meet(works ? .peerFenced : .fenceFailed)
-      guard works else { return self.deliver(.arbiterFailed(id: id, why: "the agent failed: no route to host")) }
-      let staysOff = !self.world.isHealed && (self.world.options.isCalm || self.world.random.chance(50))
-      staysOff ? peer.powerCut() : peer.powerCut(andOnIn: self.world.delay(0, 1...9000))
-      guard self.world.options.isCalm || !self.world.random.chance(10) else { return self.world.meet(.fenceUnheard) }
-      self.node.after(self.world.delay(50, 1...3000)) { [weak self] in self?.deliver(.peerFenced(id: id)) }
+    node.after(world.delay(300, 50...4000)) { [self, unowned peer] in
+      guard !isOver else { return }
+      world.meet(works ? .peerFenced : .fenceFailed)
+      guard works else { return deliver(.arbiterFailed(id: id, why: "the agent failed: no route to host")) }
+      let staysOff = !world.isHealed && (world.options.isCalm || world.random.chance(50))
+      staysOff ? peer.powerCut() : peer.powerCut(andOnIn: world.delay(0, 1...9000))
+      guard world.options.isCalm || !world.random.chance(10) else { return world.meet(.fenceUnheard) }
+      node.after(world.delay(50, 1...3000)) { [self] in deliver(.peerFenced(id: id)) }
     }
   }
 
   // MARK: the other node
 
+  /// What the heartbeat says of the module.
+  var beat: PeerBeat {
+    if let known { return known }
+    let status = core.status
+    let beat = PeerBeat(
+      state: status.state, readiness: status.readiness, standing: status.standing ?? .inconsistent,
+      generation: status.generation ?? DurableRecord.empty.generation, guestRunning: status.guest.isPresent,
+      offers: status.offers)
+    known = beat
+    return beat
+  }
+
   /// One turn of HeartbeatLoop: the time is judged before what has come is read.
   func hear() {
     guard node.daemon === self, !node.isFrozen else { return }
     let events = heartbeat.turn(at: node)
+    linksHeard = heartbeat.linksHeard
     for event in events { deliver(event) }
   }
 

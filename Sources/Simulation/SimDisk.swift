@@ -13,6 +13,8 @@ struct Contents: Hashable {
     UInt64(blocks.lowerBound) * blockBytes..<UInt64(blocks.upperBound) * blockBytes
   }
 
+  static let untouched = Contents()
+
   /// 0 = never written to.
   var blocks = [Int](repeating: 0, count: blockCount)
   var names: [Int] = []
@@ -102,9 +104,11 @@ struct SimIntentFile {
   }
 
   mutating func sync() {
-    bytes = contents
-    unsynced = []
+    // In place: the file is long, and a change of it short.
+    if let replacement { bytes = replacement }
     replacement = nil
+    for piece in unsynced { bytes?.replaceSubrange(piece.offset..<piece.offset + piece.bytes.count, with: piece.bytes) }
+    unsynced = []
   }
 
   /// Each half of each block by itself: written, not written, or something in between.

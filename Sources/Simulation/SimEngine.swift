@@ -7,7 +7,10 @@ import Replication
 /// simulated disks and links. What is I/O in production takes random time here, and dies with its process.
 final class SimEngine {
   unowned let node: SimNode
-  private weak var daemon: SimDaemon?
+  unowned let world: World
+  private var attached: SimDaemon?
+  /// nil = nobody listens, or who did has ended.
+  private var daemon: SimDaemon? { attached === node.daemon ? attached : nil }
   var machine = AcknowledgeMachine()
   private(set) var isMounted = false
   private(set) var session: Session?
@@ -29,7 +32,7 @@ final class SimEngine {
   private var replacements = 0
   private(set) var isAway = false
   /// The vmhad that saw the old one die.
-  private weak var attachedBefore: SimDaemon?
+  private var attachedBefore: SimDaemon?
   /// What an older process had under way finds that it is over.
   private(set) var epoch = 0
 
@@ -53,19 +56,21 @@ final class SimEngine {
   // Of the replica (`SimReplica`).
   var unsaid: [UInt64] = []
 
-  var world: World { node.world }
   var policy: AcknowledgePolicy { machine.policy }
+  /// What was planned for this process finds that it has ended.
+  private var isOver: Bool { node.engine !== self }
 
   init(_ node: SimNode) {
     self.node = node
-    lastLook = node.world.now
+    world = node.world
+    lastLook = world.now
     intents = SimIntents(node)
   }
 
   // MARK: towards vmhad
 
   func attach(_ daemon: SimDaemon) {
-    self.daemon = daemon
+    attached = daemon
     // The next engine answers whoever waits.
     if isAway { return }
     enqueue { $0.tell(.ready($0.report)) }
@@ -73,7 +78,7 @@ final class SimEngine {
 
   func tell(_ event: EngineEvent) {
     guard let daemon, !isAway else { return }
-    node.after(.microseconds(300)) { [weak daemon] in daemon?.deliver(.engine(event)) }
+    node.after(.microseconds(300)) { daemon.deliver(.engine(event)) }
   }
 
   private var report: EngineReport {
@@ -117,26 +122,27 @@ final class SimEngine {
   private func work() {
     guard !isWorking, !commands.isEmpty else { return }
     isWorking = true
-    node.after(world.delay(1, 1...8)) { [weak self] in
-      guard let self, self.node.engine === self else { return }
-      self.isWorking = false
-      guard !self.commands.isEmpty else { return }
-      let next = self.commands.removeFirst()
-      next(self)
-      self.work()
+    node.after(world.delay(1, 1...8)) { [self] in
+      guard !isOver else { return }
+      isWorking = false
+      guard !commands.isEmpty else { return }
+      commands.removeFirst()(self)
+      work()
     }
   }
 
   /// Something that takes this process time; over with it.
   func later(_ milliseconds: ClosedRange<Int>, _ body: @escaping (SimEngine) -> Void) {
+    let (node, world) = (node, world)
     guard !world.options.isCalm else { return body(self) }
     let began = epoch
     let slow = node.isDiskSlow ? world.random.milliseconds(200...3000) : .zero
-    node.after(world.random.milliseconds(milliseconds) + slow) { [weak self] in
-      self?.node.onDisk { [weak self] in
-        guard let self, self.node.engine === self, self.epoch == began else { return }
-        body(self)
+    node.after(world.random.milliseconds(milliseconds) + slow) { [self, unowned node] in
+      guard !isOver else { return }
+      guard !node.isDiskHung else {
+        return node.waitForDisk { [self] in if !isOver, epoch == began { body(self) } }
       }
+      if epoch == began { body(self) }
     }
   }
 
@@ -179,7 +185,7 @@ final class SimEngine {
       let watcher = daemon
       leave()
       if world.options.reportsExit {
-        node.after(.milliseconds(5)) { [weak watcher] in watcher?.deliver(.engineGone(why: "exit status 0")) }
+        node.after(.milliseconds(5)) { watcher?.deliver(.engineGone(why: "exit status 0")) }
       }
     }
   }
@@ -281,7 +287,7 @@ final class SimEngine {
     hangUp()
     if isMounted { node.guest?.hasLostDisks = true }
     epoch += 1
-    daemon = nil
+    attached = nil
     node.engine = nil
     node.servedUnder = nil
   }
@@ -305,14 +311,14 @@ final class SimEngine {
     // The kernel hands out again what was not answered, oldest first.
     let open = (live.values + parked).filter { $0.done != nil }.sorted { $0.bits < $1.bits }
     forgetMirror()
-    node.after(world.delay(60, 20...900)) { [weak self] in
-      guard let self, self.node.engine === self, self.isAway, self.replacements == plan else { return }
+    node.after(world.delay(60, 20...900)) { [self] in
+      guard !isOver, isAway, replacements == plan else { return }
       // Sometimes it does not come back: then both end.
-      if !self.world.options.isCalm, self.world.random.chance(10) {
-        self.world.meet(.engineNotReplaced)
-        return self.node.killEngine("it was not replaced")
+      if !world.options.isCalm, world.random.chance(10) {
+        world.meet(.engineNotReplaced)
+        return node.killEngine("it was not replaced")
       }
-      self.goOn(open)
+      goOn(open)
     }
     attachedBefore = daemon
   }
@@ -347,11 +353,11 @@ final class SimEngine {
       accept(request)
     }
     // A vmhad that came meanwhile waited on the keeper's socket.
-    guard let daemon = self.daemon else { return }
+    guard let daemon else { return }
     let report = self.report
-    node.after(.microseconds(300)) { [weak daemon] in
-      let sawItDie = daemon === self.attachedBefore
-      daemon?.deliver(sawItDie ? .engineReplaced(report, why: "killed by signal 9") : .engine(.ready(report)))
+    node.after(.microseconds(300)) { [self] in
+      let sawItDie = daemon === attachedBefore
+      daemon.deliver(sawItDie ? .engineReplaced(report, why: "killed by signal 9") : .engine(.ready(report)))
     }
   }
 
@@ -425,6 +431,7 @@ final class SimEngine {
 
   /// Engine.tick
   func lookForSilence() {
+    let (node, world) = (node, world)
     guard !node.isFrozen, !isAway else { return }
     defer { watchReads() }
     let gap = world.now - lastLook
@@ -460,15 +467,16 @@ final class SimEngine {
   /// R2, last line: the lease of the guest's reads, by the engine's own clock.
   private func watchReads() {
     guard isMounted else { return }
-    let term = world.now + World.suspendAfter.nanoseconds
+    let now = world.now
+    let term = now + World.suspendAfter.nanoseconds
     switch policy {
     case .alone, .resyncing, .settling: lease = nil
     case .both: if session != nil { lease = lastHeard + World.suspendAfter.nanoseconds }
     case .frozen: lease = min(lease ?? term, term)
     }
-    let isHeld = lease.map { world.now >= $0 } ?? false
+    let isHeld = lease.map { now >= $0 } ?? false
     guard isHeld != (heldSince != nil) else { return }
-    heldSince = isHeld ? world.now : nil
+    heldSince = isHeld ? now : nil
     tell(isHeld ? .readsHeld : .readsReleased)
   }
 
@@ -480,7 +488,7 @@ final class SimEngine {
     case .message(let message):
       tell(.message(session.id, []))
       guard let daemon else { return }
-      node.after(.microseconds(300)) { [weak daemon] in daemon?.deliver(.peerMessage(session.id, message)) }
+      node.after(.microseconds(300)) { daemon.deliver(.peerMessage(session.id, message)) }
     case .acknowledged(let ranges): acknowledged(ranges, session.id)
     case .flushed(let sequence): flushed(sequence, session.id)
     case .differing(let content): targetAnswered(content, session.id)

@@ -5,6 +5,7 @@ import Model
 /// HeartbeatLoop: the production's `Membership` over two networks, one beat a tick on each. A beat may be lost, and an old one come again.
 struct SimHeartbeat {
   private static let links = ["storage", "lan"]
+  private static let tickNanoseconds = World.tick.nanoseconds
   private var membership: Membership
   /// What the peer's module said last; nil = nothing since it came up.
   private var lastBeat: PeerBeat?
@@ -16,6 +17,8 @@ struct SimHeartbeat {
     membership = Membership(
       settings: MembershipSettings(pulse: World.tick, detection: World.detection), links: Self.links, now: now)
   }
+
+  var linksHeard: [String] { membership.linksHeard }
 
   mutating func turn(at node: SimNode) -> [Event] {
     let world = node.world
@@ -35,13 +38,13 @@ struct SimHeartbeat {
         }
       }
       let beat = Beat(
-        link: link, boot: "\(peer.name)\(peer.boot)", sequence: UInt64(world.now / 1000) + 1,
-        hearsUs: sender.heartbeat.membership.linksHeard.contains(link))
-      if world.now / World.tick.nanoseconds % 32 == 0 { old[index] = beat }
+        link: link, boot: peer.bootID, sequence: UInt64(world.now / 1000) + 1,
+        hearsUs: sender.linksHeard.contains(link))
+      if world.now / Self.tickNanoseconds % 32 == 0 { old[index] = beat }
       events += handle(.beat(beat), world)
       guard beat.sequence > newestSequence else { continue }
       newestSequence = beat.sequence
-      if let event = tell(sender.core.status, world) { events.append(event) }
+      if let event = tell(sender, world) { events.append(event) }
     }
     return events
   }
@@ -65,14 +68,11 @@ struct SimHeartbeat {
     return events
   }
 
-  private mutating func tell(_ status: MirrorStatus, _ world: World) -> Event? {
-    let beat = PeerBeat(
-      state: status.state, readiness: status.readiness, standing: status.standing ?? .inconsistent,
-      generation: status.generation ?? DurableRecord.empty.generation, guestRunning: status.guest.isPresent,
-      offers: status.offers)
+  private mutating func tell(_ sender: SimDaemon, _ world: World) -> Event? {
+    let beat = sender.beat
     if beat != lastBeat {
       if beat.offers { world.meet(.offered) }
-      if status.isSplit { world.meet(.split) }
+      if sender.core.status.isSplit { world.meet(.split) }
     }
     guard beat != lastBeat || !world.options.beatsOnChangeOnly else { return nil }
     lastBeat = beat

@@ -12,10 +12,10 @@ final class SimRequest {
   let kind: Kind
   /// Where it comes back; nil = nobody waits for it any more.
   var done: ((_ errno: Int32) -> Void)?
-  /// How many writes had been acknowledged when it was made: what a flush promises.
+  /// Of a flush: how many writes had been acknowledged when it was made, which it promises.
   var acknowledgedBefore = 0
-  /// What the copy showed then: what came later is not behind this flush.
-  var contentsBefore = Contents()
+  /// Of a flush: what the copy showed then. What came later is not behind it.
+  var contentsBefore = Contents.untouched
   var bits: UInt64 = 0
   var token: AcknowledgeMachine.Token?
   var ticket: RangeOrder.Ticket?
@@ -274,6 +274,6 @@ extension SimEngine {
   /// Nothing of a guest is on its way to either copy.
   var isStill: Bool {
     // What an engine that is away had not answered waits in the kernel, and may be applied here already.
-    !isAway && live.isEmpty && running == 0 && (session?.queues.allSatisfy(\.isEmpty) ?? true) && unsaid.isEmpty
+    !isAway && live.isEmpty && running == 0 && (session?.isIdle ?? true) && unsaid.isEmpty
   }
 }

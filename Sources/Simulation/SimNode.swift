@@ -9,7 +9,8 @@ final class SimNode {
   var index: Int { id.rawValue - 1 }
   var isOn = true
   var isFrozen = false
-  var boot = 1
+  var boot = 1 { didSet { bootID = Self.bootID(name, boot) } }
+  private(set) var bootID: String
   private(set) var thawedAt: Int64 = 0
   private var deferred: [() -> Void] = []
   private var incarnations: UInt64 = 0
@@ -35,6 +36,9 @@ final class SimNode {
   var daemon: SimDaemon?
   var engine: SimEngine?
   var guest: SimGuest?
+  /// What waits for this node's consent, by token.
+  var replies: [UInt64: (ConsentReply) -> Void] = [:]
+  private var lastToken: UInt64 = 0
 
   // Faults.
   var persistFails = false
@@ -59,7 +63,10 @@ final class SimNode {
     self.world = world
     self.id = id
     self.name = name
+    bootID = Self.bootID(name, boot)
   }
+
+  private static func bootID(_ name: String, _ boot: Int) -> String { "\(name)\(boot)" }
 
   var settings: MirrorSettings {
     incarnations += 1
@@ -67,7 +74,7 @@ final class SimNode {
     var settings = MirrorSettings(
       module: module, node: id, nodeName: name, peerName: name == "a" ? "b" : "a", preferred: world.options.preferred,
       arbiter: arbiter, detection: World.detection, bootWait: World.bootWait,
-      stopTimeout: World.stopTimeout, restartsMax: 3, restartWindow: .seconds(3600), bootID: "\(name)\(boot)",
+      stopTimeout: World.stopTimeout, restartsMax: 3, restartWindow: .seconds(3600), bootID: bootID,
       seed: world.options.seed &* 31 &+ incarnations &* 2 &+ UInt64(index))
     settings.forceAfter = world.options.forceAfter
     settings.splitPolicy = world.options.splitPolicy
@@ -75,17 +82,19 @@ final class SimNode {
   }
 
   /// Runs on this host: not after a power cut, and only after the thaw while it is frozen.
+  /// What is planned for a process holds it and asks whether it is over: a weak reference would slow down every use of the object.
   func after(_ delay: Duration, _ run: @escaping () -> Void) {
-    let planned = boot
-    world.after(delay) { [unowned self] in
-      guard isOn, boot == planned else { return }
-      isFrozen ? deferred.append(run) : run()
-    }
+    world.after(delay, Agenda.Action(run: run, host: (self, boot)))
   }
 
-  /// For the disk, which may not come to it for a long time.
-  func onDisk(_ run: @escaping () -> Void) {
-    guard isDiskHung else { return run() }
+  /// Its time has come.
+  func run(_ action: @escaping () -> Void, plannedIn planned: Int) {
+    guard isOn, boot == planned else { return }
+    isFrozen ? deferred.append(action) : action()
+  }
+
+  /// For a disk that hangs, which may not come to it for a long time.
+  func waitForDisk(_ run: @escaping () -> Void) {
     world.meet(.diskHung)
     hung.append(run)
   }
@@ -94,6 +103,13 @@ final class SimNode {
     let waiting = hung
     hung = []
     for run in waiting { after(.zero, run) }
+  }
+
+  /// Answers the token under which `daemon` is to reply.
+  func expectReply(_ reply: @escaping (ConsentReply) -> Void) -> UInt64 {
+    lastToken += 1
+    replies[lastToken] = reply
+    return lastToken
   }
 
   func startDaemon() {
@@ -108,6 +124,7 @@ final class SimNode {
       isRecordLost = false
     }
     if record?.standing == .uptodate, record?.peerOutdated != nil, wish.started { world.meet(.startByStanding) }
+    replies = [:]
     daemon = SimDaemon(node: self)
     daemon?.start()
   }
@@ -196,6 +213,9 @@ final class SimGuest {
 
   init(_ node: SimNode) { self.node = node }
 
+  /// What was planned for this process finds that it has ended.
+  private var isOver: Bool { node.guest !== self }
+
   func started() {
     state = .running
     runsSince = node.world.now
@@ -206,35 +226,37 @@ final class SimGuest {
 
   /// A burst of requests; when all are answered, a pause, and the next.
   private func work() {
-    guard node.guest === self, inFlight == 0 else { return }
+    guard !isOver, inFlight == 0 else { return }
     let world = node.world
     for number in 0..<(world.options.isCalm ? 1 : 1 + world.random.below(Self.inFlightMax)) {
       guard number > 0 else {
         issue()
         continue
       }
-      node.after(world.random.milliseconds(0...20)) { [weak self] in self?.issue() }
+      node.after(world.random.milliseconds(0...20)) { [self] in issue() }
     }
   }
 
   private func issue() {
-    guard node.guest === self, !hasLostDisks, inFlight < Self.inFlightMax else { return }
+    guard !isOver, !hasLostDisks, inFlight < Self.inFlightMax else { return }
     guard let engine = node.engine, engine.isMounted, state != .starting, !isSuspended else { return }
     let world = node.world
     requests += 1
     inFlight += 1
-    let request = SimRequest(kind: nextKind()) { [weak self] _ in
-      guard let self else { return }
-      self.inFlight -= 1
-      guard self.inFlight == 0, !self.isPausing else { return }
-      self.isPausing = true
-      self.node.after(world.delay(200, 50...1200)) { [weak self] in
-        self?.isPausing = false
-        self?.work()
+    let request = SimRequest(kind: nextKind()) { [self] _ in
+      guard !isOver else { return }
+      inFlight -= 1
+      guard inFlight == 0, !isPausing else { return }
+      isPausing = true
+      node.after(world.delay(200, 50...1200)) { [self] in
+        isPausing = false
+        work()
       }
     }
-    request.acknowledgedBefore = world.ledger.acknowledgements
-    request.contentsBefore = node.copy.contents
+    if case .flush = request.kind {
+      request.acknowledgedBefore = world.ledger.acknowledgements
+      request.contentsBefore = node.copy.contents
+    }
     engine.accept(request)
   }
 
@@ -253,14 +275,14 @@ final class SimGuest {
   }
 
   func suspend() {
-    guard node.guest === self, state == .running else { return }
+    guard !isOver, state == .running else { return }
     isSuspended = true
     node.tellGuest(.guestSuspended)
   }
 
   /// `byHand`: somebody else's `virsh resume`.
   func resume(byHand: Bool = false) {
-    guard node.guest === self, isSuspended else { return }
+    guard !isOver, isSuspended else { return }
     if byHand { node.world.meet(.resumedByHand) }
     isSuspended = false
     runsSince = node.world.now
@@ -272,7 +294,7 @@ final class SimGuest {
   var isStuck: Bool { !hasLostDisks && node.engine?.hasStuckRequest ?? false }
 
   func end(_ end: GuestEnd) {
-    guard node.guest === self else { return }
+    guard !isOver else { return }
     node.guest = nil
     node.engine?.forgetRequests()
     node.tellGuest(.guestOff(end))
@@ -280,21 +302,21 @@ final class SimGuest {
 
   func destroy() {
     state = .stopping
-    node.after(.milliseconds(100)) { [weak self] in
-      guard let self, self.node.guest === self else { return }
-      guard self.isStuck else { return self.end(.destroyed) }
-      self.die(patience: self.node.world.now + 1_000_000_000)
+    node.after(.milliseconds(100)) { [self] in
+      guard !isOver else { return }
+      guard isStuck else { return end(.destroyed) }
+      die(patience: node.world.now + 1_000_000_000)
     }
   }
 
   /// Killed: gone as soon as nothing holds it in the kernel.
   private func die(patience: Int64) {
-    node.after(.milliseconds(100)) { [weak self] in
-      guard let self, self.node.guest === self else { return }
-      guard self.isStuck else { return self.end(.destroyed) }
-      guard self.node.world.now >= patience else { return self.die(patience: patience) }
-      self.node.tellGuest(.guestStuck(why: "it waits for its disk"))
-      self.die(patience: self.node.world.now + 60_000_000_000)
+    node.after(.milliseconds(100)) { [self] in
+      guard !isOver else { return }
+      guard isStuck else { return end(.destroyed) }
+      guard node.world.now >= patience else { return die(patience: patience) }
+      node.tellGuest(.guestStuck(why: "it waits for its disk"))
+      die(patience: node.world.now + 60_000_000_000)
     }
   }
 
@@ -302,7 +324,7 @@ final class SimGuest {
     state = .stopping
     let patience = node.world.now + World.stopTimeout.nanoseconds
     func poll() {
-      guard node.guest === self else { return }
+      guard !isOver else { return }
       if !isStuck, !isSuspended { return end(.shutdown) }
       if node.world.now >= patience { return destroy() }
       node.after(.milliseconds(250)) { poll() }

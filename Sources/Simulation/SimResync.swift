@@ -129,8 +129,8 @@ extension SimEngine {
     resync?.isFlushing = true
     _ = barrier(id, syncsHere: false) { engine, code in
       guard code == 0, let ends = engine.resync?.endsAt, engine.resync?.session == id else { return }
-      engine.node.after(.nanoseconds(max(0, ends - engine.world.now))) { [weak engine] in
-        guard let engine, engine.node.engine === engine, engine.resync?.session == id else { return }
+      engine.node.after(.nanoseconds(max(0, ends - engine.world.now))) {
+        guard engine.node.engine === engine, engine.resync?.session == id else { return }
         engine.endCopy(id)
       }
     }

@@ -58,8 +58,8 @@ final class SimWitness {
 
   private func send(for daemon: SimDaemon, _ id: UInt64, within delay: Duration, _ work: @escaping () -> Void) {
     let node = daemon.node
-    node.after(World.witnessTimeout) { [weak daemon] in
-      daemon?.deliver(.arbiterFailed(id: id, why: "no answer in time"))
+    node.after(World.witnessTimeout) {
+      daemon.deliver(.arbiterFailed(id: id, why: "no answer in time"))
     }
     guard isReached[node.index] else { return world.meet(.witnessUnreachable) }
     guard isKind || !world.random.chance(5) else { return world.meet(.witnessRequestLost) }
@@ -69,7 +69,7 @@ final class SimWitness {
 
   private func answer(_ event: Event, at daemon: SimDaemon, _ node: SimNode) {
     guard isReached[node.index], isKind || !world.random.chance(15) else { return world.meet(.witnessAnswerLost) }
-    node.after(world.delay(5, 1...900)) { [weak daemon] in daemon?.deliver(event) }
+    node.after(world.delay(5, 1...900)) { daemon.deliver(event) }
   }
 
   /// Restored from a backup that both nodes can tell from what they saw. One that is newer than what a stale node last saw cannot be told

@@ -106,14 +106,18 @@ final class World {
   func node(_ id: NodeID) -> SimNode { nodes[id.rawValue - 1] }
   func peer(of node: SimNode) -> SimNode { self.node(node.id.peer) }
 
-  func after(_ delay: Duration, _ run: @escaping () -> Void) { agenda.add(now + delay.nanoseconds, run) }
+  func after(_ delay: Duration, _ run: @escaping () -> Void) { after(delay, Agenda.Action(run: run)) }
+
+  func after(_ delay: Duration, _ action: consuming Agenda.Action) {
+    agenda.add(now + delay.nanoseconds, action)
+  }
 
   func run(for time: Duration) {
     let end = now + time.nanoseconds
     while violations.isEmpty, let at = agenda.nextAt, at <= end {
-      let entry = agenda.removeFirst()
+      let action = agenda.removeFirst()
       now = at
-      entry()
+      if let (node, boot) = action.host { node.run(action.run, plannedIn: boot) } else { action.run() }
       checkStep()
     }
     now = max(now, end)
@@ -140,19 +144,22 @@ final class World {
   func reaches(from node: SimNode) -> Bool { replicationUp[node.index] || lanUp[node.index] }
 
   private func ticked() {
-    for node in nodes { node.daemon?.hear() }
-    for node in nodes { node.engine?.lookForSilence() }
-    for node in nodes { shareWish(from: node) }
+    let (a, b) = (nodes[0], nodes[1])
+    a.daemon?.hear()
+    b.daemon?.hear()
+    a.engine?.lookForSilence()
+    b.engine?.lookForSilence()
+    shareWish(from: a, to: b)
+    shareWish(from: b, to: a)
     shareArbiter()
     if isConverged, isStill { checkEqualCopies() }
     planConnection()
     after(Self.tick) { [unowned self] in ticked() }
   }
 
-  private func shareWish(from node: SimNode) {
-    let peer = self.peer(of: node)
-    guard reaches(from: node), reaches(from: peer), !node.isFrozen, !peer.isFrozen, node.daemon != nil,
-      let daemon = peer.daemon, node.wish.version > peer.wish.version
+  private func shareWish(from node: SimNode, to peer: SimNode) {
+    guard node.wish.version > peer.wish.version, reaches(from: node), reaches(from: peer), !node.isFrozen,
+      !peer.isFrozen, node.daemon != nil, let daemon = peer.daemon
     else { return }
     daemon.deliver(.wish(node.wish))
   }
@@ -241,10 +248,9 @@ final class World {
   func status(_ node: SimNode) -> MirrorStatus? { node.daemon?.core.status }
 
   var isConverged: Bool {
-    let states = nodes.map { status($0) }
-    guard let a = states[0], let b = states[1] else { return false }
-    let pair = Set([a.state, b.state])
-    return pair == [.prim, .second] && a.readiness == .ready && b.readiness == .ready
+    guard let a = nodes[0].daemon?.beat, let b = nodes[1].daemon?.beat, a.readiness == .ready, b.readiness == .ready
+    else { return false }
+    return a.state == .prim && b.state == .second || a.state == .second && b.state == .prim
   }
 
   /// No request is on its way to either copy.
