@@ -42,7 +42,6 @@ struct DiskWatch {
 
 extension Engine {
   func watchDisk(_ now: Instant, gap: Duration) {
-    mirror.clock.store(now.nanoseconds, ordering: .relaxed)
     switch diskWatch.withLock({ $0.look(now, gap: gap) { mirror.oldestOnDisk } }) {
     case nil: break
     case .hangs(let stall):
