@@ -70,8 +70,7 @@ final class Mirror: GuestRequestSink {
   /// When the engine's last look at its sessions and its disk began, nanoseconds; set when that look is over and has given up what
   /// it had to. The reads' lease counts from it; for each request it is exact enough to see a disk hang, and free of cost.
   let clock = Atomic<Int64>(monotonicNow().nanoseconds)
-  /// Reads that the disk has, by the kernel's number, and since when.
-  let reads = Mutex<[UInt64: Int64]>([:])
+  let reads = ReadSlots()
   /// When a full disk was last told of, nanoseconds.
   let noSpaceNoted = Atomic<Int64>(.min)
   let observer: Observer
