@@ -40,7 +40,7 @@ public struct FenceAgent: Sendable {
 
   /// Powers off and returns only when the status says so.
   public func off() throws {
-    let options = try readOptions()
+    let options = try checkedOptions()
     var why = "its status does not say off"
     do {
       let result = try run("off", options, Self.offMax)
@@ -61,7 +61,7 @@ public struct FenceAgent: Sendable {
 
   /// The device can be reached and the login works; for health and rehearsals. Powers nothing.
   public func monitor() throws {
-    let result = try run("monitor", readOptions(), Self.statusMax)
+    let result = try run("monitor", checkedOptions(), Self.statusMax)
     guard result.status == 0 else {
       throw ArbitrationError(.failed, "\(configuration.agent) for \(target): \(Self.lastLine(result))")
     }
@@ -69,7 +69,7 @@ public struct FenceAgent: Sendable {
 
   /// True = on.
   public func isOn() throws -> Bool {
-    let result = try run("status", readOptions(), Self.statusMax)
+    let result = try run("status", checkedOptions(), Self.statusMax)
     switch Power(result) {
     case .on: return true
     case .off: return false
@@ -84,7 +84,7 @@ public struct FenceAgent: Sendable {
   public func checkList() throws -> String {
     let options = try checkedOptions()
     guard let plug = options.plug else { return "the options name no plug" }
-    let result = try run("list", options.text, Self.statusMax)
+    let result = try run("list", options, Self.statusMax)
     guard result.status == 0 else { return "this agent lists no plugs" }
     let rows = result.outputText.split(whereSeparator: \.isNewline)
       .map { $0.split(separator: ",", omittingEmptySubsequences: false).map { $0.lowercased() } }
@@ -111,13 +111,11 @@ public struct FenceAgent: Sendable {
     return options
   }
 
-  private func readOptions() throws -> String { try checkedOptions().text }
-
-  private func run(_ action: String, _ options: String, _ limit: Duration) throws -> ChildProcess.Result {
+  private func run(_ action: String, _ options: FenceOptions, _ limit: Duration) throws -> ChildProcess.Result {
     do {
       // Secrets go through the pipe only: no argument, no environment, no log.
       return try ChildProcess.run(
-        [configuration.agent], input: Array((options + "action=\(action)\n").utf8), timeout: limit,
+        [configuration.agent], input: Array((options.text + "action=\(action)\n").utf8), timeout: limit,
         outputBytesMax: Self.outputBytesMax)
     } catch {
       throw ArbitrationError(.failed, "\(configuration.agent) (\(action), for \(target)): \(error)")

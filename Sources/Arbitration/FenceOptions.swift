@@ -1,4 +1,5 @@
-import Model
+import HostSystem
+import ModuleConfig
 
 /// A fence agent's `key=value` lines: checked, and what they say of the machine that loses its power.
 public struct FenceOptions: Sendable {
@@ -11,21 +12,19 @@ public struct FenceOptions: Sendable {
 
   /// Throws `ArbitrationError` (`configuration`).
   init(text: String, file: String) throws {
-    let lines = text.split(whereSeparator: \.isNewline).map { $0.drop { $0 == " " } }
+    let lines = text.split(whereSeparator: \.isNewline).map { $0.drop(while: \.isWhitespace) }
       .filter { !$0.isEmpty && !$0.hasPrefix("#") }
     var values: [(key: String, value: String)] = []
     for line in lines {
       guard let equals = line.firstIndex(of: "="), equals > line.startIndex else {
         throw ArbitrationError(.configuration, "\(file) has a line that is not key=value")
       }
-      guard Self.trimmed(line[..<equals]).lowercased() != "action" else {
+      let key = trimmed(String(line[..<equals])).lowercased()
+      guard key != "action" else {
         throw ArbitrationError(.configuration, "\(file) must not set the action")
       }
-      values.append(
-        (
-          Self.newName(Self.trimmed(line[..<equals]).lowercased()),
-          Self.trimmed(line[line.index(after: equals)...]).lowercased()
-        ))
+      let value = trimmed(String(line[line.index(after: equals)...])).lowercased()
+      values.append((Self.newName(key), Self.withoutQuotes(value)))
     }
     self.lines = lines.map(String.init)
     self.values = values
@@ -46,7 +45,7 @@ public struct FenceOptions: Sendable {
     let others = facts.filter { $0.key != "plug" && $0.key != "ip" }.map { "\($0.key)=\($0.value)" }.sorted()
     let name = agent.split(separator: "/").last.map(String.init) ?? agent
     let words = [name, plug.map { "plug \($0)" } ?? "", address.map { "at \($0)" } ?? ""].filter { !$0.isEmpty }
-    let rest = others.isEmpty ? "" : ", further options " + Self.number(others.joined(separator: "\n"))
+    let rest = others.isEmpty ? "" : ", further options " + Self.number(others)
     return words.joined(separator: " ") + rest
   }
 
@@ -62,6 +61,11 @@ public struct FenceOptions: Sendable {
   }
 
   private static let machineKeys = ["plug", "nodename", "uuid"]
+
+  /// As Debian's agents take a value.
+  private static func withoutQuotes(_ value: String) -> String {
+    value.count > 1 && value.hasPrefix("\"") && value.hasSuffix("\"") ? String(value.dropFirst().dropLast()) : value
+  }
 
   /// The old names that Debian's agents still take.
   private static func newName(_ key: String) -> String {
@@ -82,10 +86,6 @@ public struct FenceOptions: Sendable {
     return parts.contains { key.contains($0) }
   }
 
-  private static func trimmed(_ text: Substring) -> String {
-    String(text.drop { $0 == " " }.reversed().drop { $0 == " " }.reversed())
-  }
-
   /// Whether this is the host's name, with its domain or without it where that is enough to tell it from the other one.
   static func isName(_ text: String, of host: String, not other: String) -> Bool {
     func firstLabel(_ name: String) -> String { String(name.lowercased().prefix { $0 != "." }) }
@@ -93,9 +93,8 @@ public struct FenceOptions: Sendable {
       || firstLabel(text) == firstLabel(host) && firstLabel(host) != firstLabel(other)
   }
 
-  /// FNV-1a: to tell two apart, nothing more.
-  private static func number(_ text: String) -> String {
-    let hash = text.utf8.reduce(UInt32(2_166_136_261)) { ($0 ^ UInt32($1)) &* 16_777_619 }
-    return String(hash, radix: 16)
+  /// To tell two apart, nothing more.
+  private static func number(_ options: [String]) -> String {
+    String(Checksum.crc32c(options.joined(separator: "\n").utf8), radix: 16)
   }
 }

@@ -39,6 +39,17 @@ extension ClusterConfiguration {
   /// Everything that some module may ask, each once.
   public var arbitersInUse: Set<Arbiter> { Set(moduleArbiters.values).union([arbiter]) }
 
+  /// What the operator must know of those of `modules` that can split by an arbiter of their own (R5); nil = there are none.
+  public func ownSplitWarning(of modules: [ModuleName]) -> ConfigurationWarning? {
+    let own = modules.filter { moduleArbiters[$0]?.canSplit ?? false }.map(\.text)
+    guard !own.isEmpty else { return nil }
+    // The cluster's is no way out where it can split itself.
+    let safe = arbiter.canSplit ? Arbiter.wait.rawValue : "cluster"
+    return ConfigurationWarning(
+      what: "can split by an arbiter of its own, without a witness: \(own.joined(separator: ", "))",
+      whatToDo: "vmha set \(own.joined(separator: " ")) --arbiter \(safe) (docs/operating/arbiters.md); or accept it")
+  }
+
   mutating func readArbiter(_ element: XMLElement, file: String) throws(ConfigurationError) {
     let reader = try ElementReader(
       element, file: file, attributes: ["kind"], children: ["witness", "fence", "ping", "module"])

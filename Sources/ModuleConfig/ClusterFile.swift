@@ -208,13 +208,7 @@ extension ClusterConfiguration {
             + "each other",
           whatToDo: "vmha cluster set arbiter=witness witness-endpoints=URL (docs/operating/arbiters.md)"))
     }
-    let splitting = moduleArbiters.filter(\.value.canSplit).keys.sorted().map(\.text)
-    if !splitting.isEmpty {
-      found.append(
-        .init(
-          what: "can split by an arbiter of its own, without a witness: \(splitting.joined(separator: ", "))",
-          whatToDo: "vmha set \(splitting.joined(separator: " ")) --arbiter cluster (docs/operating/arbiters.md)"))
-    }
+    if let own = ownSplitWarning(of: moduleArbiters.keys.sorted()) { found.append(own) }
     if forceAfter != .zero {
       found.append(
         .init(

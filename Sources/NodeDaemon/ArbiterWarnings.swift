@@ -6,7 +6,6 @@ import ModuleConfig
 extension Daemon {
   static func splitWarnings(_ cluster: ClusterConfiguration, _ modules: [ModuleName]) -> [StatusWarning] {
     let followers = modules.filter { cluster.moduleArbiters[$0] == nil }
-    let own = modules.filter { cluster.moduleArbiters[$0]?.canSplit ?? false }.map(\.text)
     var warnings: [StatusWarning] = []
     if cluster.arbiter.canSplit, modules.isEmpty || !followers.isEmpty {
       let whose = followers.count < modules.count ? " (\(list(followers)))" : ""
@@ -17,12 +16,8 @@ extension Daemon {
             "vmha cluster set arbiter=witness witness-endpoints=https://HOST:2379 (docs/operating/arbiters.md); "
             + "or accept that a lost node stops its VMs: vmha cluster set arbiter=wait"))
     }
-    if !own.isEmpty {
-      let safe = cluster.arbiter.canSplit ? "wait" : ModuleChanges.clustersArbiter
-      warnings.append(
-        StatusWarning(
-          "can split by an arbiter of its own, without a witness: \(own.joined(separator: ", "))",
-          whatToDo: "vmha set \(own.joined(separator: " ")) --arbiter \(safe); or accept it"))
+    if let own = cluster.ownSplitWarning(of: modules) {
+      warnings.append(StatusWarning(own.what, whatToDo: own.whatToDo))
     }
     return warnings
   }

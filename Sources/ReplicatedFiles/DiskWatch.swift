@@ -42,7 +42,6 @@ struct DiskWatch {
 
 extension Engine {
   func watchDisk(_ now: Instant, gap: Duration) {
-    mirror.clock.store(now.nanoseconds, ordering: .relaxed)
     switch diskWatch.withLock({ $0.look(now, gap: gap) { mirror.oldestOnDisk } }) {
     case nil: break
     case .hangs(let stall):
@@ -72,13 +71,9 @@ extension Mirror {
       }
       return oldest
     }
-    let read = reads.withLock { $0.values.min() }
-    return [change, read].compactMap { $0 }.min().map { Instant(nanoseconds: $0) }
+    return [change, reads.oldest].compactMap { $0 }.min().map { Instant(nanoseconds: $0) }
   }
 
-  func readBegan(_ unique: UInt64) {
-    let now = clock.load(ordering: .relaxed)
-    reads.withLock { $0[unique] = now }
-  }
-  func readEnded(_ unique: UInt64) { reads.withLock { _ = $0.removeValue(forKey: unique) } }
+  func readBegan(_ unique: UInt64) -> Int { reads.begin(unique, clock) }
+  func readEnded(_ slot: Int) { reads.end(slot) }
 }

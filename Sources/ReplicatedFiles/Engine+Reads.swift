@@ -23,7 +23,7 @@ extension Engine {
       case .both(let id):
         guard let session, session.id == id else { break }
         // The peer's words count from when they are read: after a stop in the middle of a look at the clock they may be old.
-        let looked = Instant(nanoseconds: lastTick.load(ordering: .acquiring))
+        let looked = Instant(nanoseconds: mirror.clock.load(ordering: .acquiring))
         let heard = now + (configuration.suspendAfter - session.silence(now))
         set(gate, min(heard, looked + configuration.suspendAfter))
       case .frozen:
@@ -48,7 +48,7 @@ extension Engine {
   /// at the clock since, and not have given them up then.
   func confirmSession(_ id: SessionID) throws {
     let now = monotonicNow()
-    let gap = now - Instant(nanoseconds: lastTick.load(ordering: .acquiring))
+    let gap = now - Instant(nanoseconds: mirror.clock.load(ordering: .acquiring))
     let (session, configuration) = state.withLock { ($0.session, $0.configuration) }
     guard let configuration, let session, session.id == id, mirror.policy == .both(id) else {
       throw EngineError(.state, "session \(id) is over, or writes do not need both copies in it")

@@ -52,8 +52,6 @@ public final class Engine: Sendable {
   /// The mount ends with this process, as with kernels before 6.9.
   let endsWithProcess: Bool
   let readWatch = Mutex(ReadWatch())
-  /// When the sessions were looked at last.
-  let lastTick = Atomic(monotonicNow().nanoseconds)
   let diskWatch: Mutex<DiskWatch>
   private let clearInterval: Duration
   private let connectorBox = Mutex<Connector?>(nil)
@@ -143,7 +141,7 @@ public final class Engine: Sendable {
   private func tick(_ now: Instant, gap: Duration) -> Duration {
     // Last: a session that is lost below must not prolong the reads' lease.
     defer {
-      lastTick.store(now.nanoseconds, ordering: .releasing)
+      mirror.clock.store(now.nanoseconds, ordering: .releasing)
       watchReads()
     }
     watchDisk(now, gap: gap)

@@ -68,8 +68,8 @@ extension FileServer {
   ) {
     do throws(Errno) {
       guard offset >= 0 else { throw Errno(EINVAL) }
-      sink.readBegan(request.unique)
-      defer { sink.readEnded(request.unique) }
+      let slot = sink.readBegan(request.unique)
+      defer { sink.readEnded(slot) }
       let count = try Backing.readAll(file.number, into: part, at: UInt64(offset))
       fuse_reply_buf(request.raw, part.baseAddress?.assumingMemoryBound(to: CChar.self), count)
     } catch {

@@ -11,9 +11,9 @@ protocol GuestRequestSink: Sendable {
   func forgotten(_ file: FileID, descriptor: Int32)
   /// R11, for what the request itself does not tell.
   func noteDiskError(_ operation: String, _ path: String, _ error: Errno)
-  /// The disk has this read, and then not any more.
-  func readBegan(_ unique: UInt64)
-  func readEnded(_ unique: UInt64)
+  /// The disk gets this read, and then has it no more: what the first answers tells the second which.
+  func readBegan(_ unique: UInt64) -> Int
+  func readEnded(_ slot: Int)
 }
 
 /// Serves one mounted tree from a backing directory: reads at once, changes through the sink.

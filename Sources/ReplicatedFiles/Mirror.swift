@@ -67,10 +67,10 @@ final class Mirror: GuestRequestSink {
   let isCopying = Atomic<Bool>(false)
   private let isTearingDown = Atomic<Bool>(false)
   let bytesWritten = Atomic<UInt64>(0)
-  /// The engine's time as of its last tick, nanoseconds: enough to see a disk hang, and free of cost for each request.
+  /// When the engine's last look at its sessions and its disk began, nanoseconds; set when that look is over and has given up what
+  /// it had to. The reads' lease counts from it; for each request it is exact enough to see a disk hang, and free of cost.
   let clock = Atomic<Int64>(monotonicNow().nanoseconds)
-  /// Reads that the disk has, by the kernel's number, and since when.
-  let reads = Mutex<[UInt64: Int64]>([:])
+  let reads = ReadSlots()
   /// When a full disk was last told of, nanoseconds.
   let noSpaceNoted = Atomic<Int64>(.min)
   let observer: Observer

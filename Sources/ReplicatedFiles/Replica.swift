@@ -278,7 +278,7 @@ final class Replica: Sendable {
     while let replica = replica() {
       replica.startWriteback()
       // Not on the replica's lock, where each flush would wake it.
-      usleep(useconds_t(writebackInterval.nanoseconds / 1000))
+      HostThread.sleep(for: writebackInterval)
     }
   }
 

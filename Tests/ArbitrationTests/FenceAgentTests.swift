@@ -87,8 +87,10 @@ import Testing
     let wrong = failure { try device.fence.monitor() }
     #expect(wrong?.text.contains("Unable to connect/login") ?? false)
     #expect(!(wrong?.text.contains("wr0ngwr0ng") ?? true))
-    try device.write(options: "password=s3cret\naction=reboot\n")
-    #expect(failure { try device.fence.off() }?.code == .configuration)
+    for line in ["action=reboot", " Action =reboot", "\taction=reboot"] {
+      try device.write(options: "password=s3cret\n\(line)\n")
+      #expect(failure { try device.fence.off() }?.text.contains("must not set the action") ?? false, "\(line)")
+    }
     try device.write(options: "password s3cret\n")
     #expect(failure { try device.fence.off() }?.code == .configuration)
     try device.write(options: "password=s3cret\n", mode: 0o640)
@@ -103,7 +105,11 @@ import Testing
   }
 
   /// The device is not even asked: not for the power, and not for its health.
-  @Test(arguments: ["plug=beta", "port = BETA.lan", "nodename=beta", "ip=10.0.0.2", "ipaddr=FD00::2"])
+  @Test(
+    arguments: [
+      "plug=beta", "port = BETA.lan", "\tplug=\tbeta\t", "plug=\"beta\"", "nodename=beta", "ip=10.0.0.2",
+      "ipaddr=FD00::2",
+    ])
   func optionsThatNameTheOwnNodeAreNeverUsed(_ line: String) throws {
     let device = try Device()
     try device.write(options: "\(line)\npassword=s3cret\n")

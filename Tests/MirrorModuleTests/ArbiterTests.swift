@@ -29,12 +29,7 @@ import Testing
 
   /// A second copy whose peer has just been lost, and what it did then.
   private func bereaved(_ record: DurableRecord, _ arbiter: ArbiterPolicy) -> (MirrorModule, [Directive]) {
-    var core = MirrorModule(settings: World.settings(arbiter))
-    _ = core.handle(.loaded(record: record, wish: Wish(started: true, version: 1), guest: .off), at: start)
-    _ = core.handle(.nodeAlive, at: start)
-    _ = core.handle(.engine(.ready(EngineReport(processID: 1, role: .idle, policy: .frozen))), at: start)
-    let directives = core.handle(.nodeLost, at: start)
-    return (core, directives)
+    World.core(record, arbiter, then: .nodeAlive, .ready(.idle), .nodeLost)
   }
 
   private func reads(_ directives: [Directive]) -> UInt64? {
@@ -56,6 +51,15 @@ import Testing
   }
   private func persisted(_ directives: [Directive]) -> DurableRecord? {
     directives.compactMap { if case .persist(let record) = $0 { record } else { nil } }.last
+  }
+
+  /// What it asks a peer that is lost to its guest, and offers the module.
+  private func asksTheOffer(_ core: inout MirrorModule) -> ConsentRequest? {
+    let offer = PeerBeat(
+      state: .wait, readiness: .blocked, standing: .uptodate, generation: record().generation, guestRunning: false,
+      offers: true)
+    let asked = core.handle(.peerBeat(offer), at: start)
+    return asked.compactMap { if case .askConsent(let request) = $0 { request } else { nil } }.first
   }
 
   @Test func aClaimIsDurableFirstAndOnlyALaterReadGrants() throws {
@@ -160,31 +164,22 @@ import Testing
   /// R5: whoever serves, is about to, or holds a right itself gives no consent, however the question came about.
   @Test func thoseWhoMayNotConsentRefuse() {
     let session = SessionID(rawValue: 9)
-    func core(_ record: DurableRecord, guest: GuestState, _ report: EngineReport) -> MirrorModule {
-      var core = MirrorModule(settings: World.settings(.none, of: .second))
-      _ = core.handle(.loaded(record: record, wish: Wish(started: true, version: 1), guest: guest), at: start)
-      _ = core.handle(.nodeAlive, at: start)
-      _ = core.handle(.engine(.ready(report)), at: start)
-      return core
+    func core(_ record: DurableRecord, guest: GuestState = .off, _ ready: Event = .ready(.idle)) -> MirrorModule {
+      World.core(record, .none, of: .second, guest: guest, then: .nodeAlive, ready).0
     }
-    var report = EngineReport(processID: 1, role: .primary, policy: .frozen)
-    report.isMounted = true
-    var frozen = core(record(), guest: .running, report)
+    var frozen = core(record(), guest: .running, .ready(.primary))
     #expect(refuses(&frozen), "frozen")
 
-    report = EngineReport(processID: 1, role: .replica, policy: .frozen)
-    report.session = session
-    var successor = core(record(), guest: .off, report)
+    var successor = core(record(), .ready(.replica, in: session))
     _ = successor.handle(.peerMessage(session, .token), at: start)
     #expect(refuses(&successor), "it has the token, and no mount yet")
 
-    let idle = EngineReport(processID: 1, role: .idle, policy: .frozen)
-    var holder = core(record { $0.peerOutdated = .policy }, guest: .off, idle)
+    var holder = core(record { $0.peerOutdated = .policy })
     #expect(refuses(&holder), "it has a right, and meets its peer first")
 
-    var other = core(record { $0.generation.branch = BranchID(rawValue: 45) }, guest: .off, idle)
+    var other = core(record { $0.generation.branch = BranchID(rawValue: 45) })
     #expect(refuses(&other), "its copy is another one")
-    var able = core(record(), guest: .off, idle)
+    var able = core(record())
     #expect(!refuses(&able))
   }
 
@@ -192,12 +187,7 @@ import Testing
   @Test func onlyTheOpenQuestionsConsentCounts() throws {
     var (core, _) = bereaved(record(), .wait)
     _ = core.handle(.nodeAlive, at: start)
-    let offer = PeerBeat(
-      state: .wait, readiness: .blocked, standing: .uptodate, generation: record().generation, guestRunning: false,
-      offers: true)
-    let asked = core.handle(.peerBeat(offer), at: start)
-    let question = asked.compactMap { if case .askConsent(let request) = $0 { request } else { nil } }.first
-    let request = try #require(question)
+    let request = try #require(asksTheOffer(&core))
     let late = ConsentReply.granted(nonce: request.nonce &+ 1, generation: request.generation, claim: nil)
     #expect(persisted(core.handle(.consentReplied(late), at: start)) == nil && core.status.state != .alone)
     let reply = ConsentReply.granted(nonce: request.nonce, generation: request.generation, claim: nil)
@@ -219,11 +209,7 @@ import Testing
   @Test func openClaimsAreAbsorbed() {
     let (mine, theirs) = (BranchID(rawValue: 98), BranchID(rawValue: 99))
     let session = SessionID(rawValue: 9)
-    var core = MirrorModule(settings: World.settings(.witness))
-    let own = record { $0.claim = mine }
-    _ = core.handle(.loaded(record: own, wish: Wish(started: true, version: 1), guest: .off), at: start)
-    _ = core.handle(.nodeAlive, at: start)
-    _ = core.handle(.engine(.ready(EngineReport(processID: 1, role: .idle, policy: .frozen))), at: start)
+    var (core, _) = World.core(record { $0.claim = mine }, .witness, then: .nodeAlive, .ready(.idle))
     _ = core.handle(.engine(.connected(session, link: "storage")), at: start)
     let peer = record {
       $0.standing = .outdated
@@ -320,11 +306,7 @@ import Testing
   @Test func theSecondaryAgreesDurablyAndOnlyInItsSession() {
     let session = SessionID(rawValue: 9)
     let next = WitnessMark(cluster: 8, revision: 3, modRevision: 0)
-    var report = EngineReport(processID: 1, role: .replica, policy: .frozen)
-    report.session = session
-    var core = MirrorModule(settings: World.settings(.witness))
-    _ = core.handle(.loaded(record: record(), wish: Wish(started: true, version: 1), guest: .off), at: start)
-    _ = core.handle(.engine(.ready(report)), at: start)
+    var (core, _) = World.core(record(), .witness, then: .ready(.replica, in: session))
     let elsewhere = core.handle(.peerMessage(SessionID(rawValue: 8), .adoptWitness(next)), at: start)
     #expect(persisted(elsewhere) == nil)
     let agreed = core.handle(.peerMessage(session, .adoptWitness(next)), at: start)
@@ -333,14 +315,9 @@ import Testing
   }
 
   private func primary(_ record: DurableRecord, _ session: SessionID) -> (MirrorModule, UInt64) {
-    var report = EngineReport(processID: 1, role: .primary, policy: .both(session))
-    report.session = session
-    report.isMounted = true
-    var core = MirrorModule(settings: World.settings(.witness))
-    _ = core.handle(.loaded(record: record, wish: Wish(started: true, version: 1), guest: .running), at: start)
-    _ = core.handle(.nodeAlive, at: start)
-    _ = core.handle(.engine(.ready(report)), at: start)
-    _ = core.handle(.peerMessage(session, .adopted), at: start)
+    var (core, _) = World.core(
+      record, .witness, guest: .running, then: .nodeAlive, .ready(.primary, .both(session)),
+      .peerMessage(session, .adopted))
     let looked = core.handle(.timer, at: start + MirrorSettings.witnessFirstLook)
     return (core, reads(looked) ?? 0)
   }
@@ -373,12 +350,9 @@ import Testing
 
   /// R4: it goes on by its standing while the question is open; the answer must not raise the generation under its guest.
   @Test func aRightThatComesAfterTheStartByStandingIsDropped() throws {
-    var core = MirrorModule(settings: World.settings(.ping))
     // Under a policy the mark alone does not start it beside a peer that is there.
     let marked = record { ($0.peerOutdated, $0.wroteLast) = (.policy, true) }
-    _ = core.handle(.loaded(record: marked, wish: Wish(started: true, version: 1), guest: .off), at: start)
-    _ = core.handle(.engine(.ready(EngineReport(processID: 1, role: .idle, policy: .frozen))), at: start)
-    _ = core.handle(.nodeAlive, at: start)
+    var (core, _) = World.core(marked, .ping, then: .ready(.idle), .nodeAlive)
     let blocked = PeerBeat(
       state: .wait, readiness: .blocked, standing: .outdated,
       generation: Generation(number: 9, branch: BranchID(rawValue: 5)), guestRunning: false, offers: false)
@@ -395,16 +369,8 @@ import Testing
   /// R5: of two nodes that ask each other one yields: the running guest goes first, then the lower node.
   @Test(arguments: [(NodeID.first, false, false), (.first, true, true), (.second, false, true), (.second, true, true)])
   func ofTwoCrossingRequestsOneIsGranted(_ node: NodeID, _ theirGuestRuns: Bool, _ isGranted: Bool) throws {
-    var core = MirrorModule(settings: World.settings(.wait, of: node))
-    _ = core.handle(.loaded(record: record(), wish: Wish(started: true, version: 1), guest: .off), at: start)
-    _ = core.handle(.engine(.ready(EngineReport(processID: 1, role: .idle, policy: .frozen))), at: start)
-    _ = core.handle(.nodeAlive, at: start)
-    let offer = PeerBeat(
-      state: .wait, readiness: .blocked, standing: .uptodate, generation: record().generation, guestRunning: false,
-      offers: true)
-    let mine = core.handle(.peerBeat(offer), at: start)
-    let question = mine.compactMap { if case .askConsent(let request) = $0 { request } else { nil } }.first
-    let asked = try #require(question)
+    var (core, _) = World.core(record(), of: node, then: .ready(.idle), .nodeAlive)
+    let asked = try #require(asksTheOffer(&core))
     let theirs = ConsentRequest(
       nonce: 1, node: node.peer, generation: record().generation, history: [old], guestRunning: theirGuestRuns,
       stopping: false)

@@ -13,11 +13,7 @@ import Testing
 
   private func loaded(_ record: DurableRecord, _ arbiter: ArbiterPolicy = .wait, guest: GuestState = .off)
     -> MirrorModule
-  {
-    var core = MirrorModule(settings: World.settings(arbiter))
-    _ = core.handle(.loaded(record: record, wish: Wish(started: true, version: 1), guest: guest), at: start)
-    return core
-  }
+  { World.core(record, arbiter, guest: guest).0 }
 
   private func report(_ role: EngineRole, _ policy: AcknowledgePolicy, mounted: Bool = true) -> EngineReport {
     var report = EngineReport(processID: 1, role: role, policy: policy)
@@ -28,8 +24,7 @@ import Testing
 
   /// PRIM with a running guest; or not yet: the peer has not said that it has adopted.
   private func primary(isAdopted: Bool = true) -> MirrorModule {
-    var core = loaded(record, guest: .running)
-    _ = core.handle(.engine(.ready(report(.primary, .both(session)))), at: start)
+    var (core, _) = World.core(record, guest: .running, then: .ready(.primary, .both(session)))
     if isAdopted { _ = core.handle(.peerMessage(session, .adopted), at: start) }
     _ = core.handle(.nodeAlive, at: start)
     #expect(core.status.state == .prim && core.status.inSync == isAdopted)
@@ -40,8 +35,7 @@ import Testing
   private func alone() -> MirrorModule {
     var marked = record
     marked.peerOutdated = .consent
-    var core = loaded(marked, guest: .running)
-    _ = core.handle(.engine(.ready(report(.primary, .alone))), at: start)
+    let (core, _) = World.core(marked, guest: .running, then: .ready(.primary, .alone))
     #expect(core.status.state == .alone)
     return core
   }
@@ -170,9 +164,7 @@ import Testing
   /// The same seen from the other node, which was the primary: its record is lost, its engine and its guest are still there, frozen. It
   /// can never go on, and as long as it is the primary nobody lets the outdated copy go on.
   @Test func aPrimaryThatLostItsRecordLetsGoWhenNoCopyIsUsable() {
-    var core = MirrorModule(settings: World.settings(.wait))
-    _ = core.handle(.loaded(record: nil, wish: Wish(started: true, version: 1), guest: .running), at: start)
-    _ = core.handle(.engine(.ready(report(.primary, .alone, mounted: true))), at: start)
+    var (core, _) = World.core(nil, guest: .running, then: .ready(.primary, .alone))
     #expect(core.status.state == .prim)
     _ = core.handle(.nodeAlive, at: start)
     _ = core.handle(.engine(.sessionEnded), at: start)
@@ -192,12 +184,8 @@ import Testing
   /// The record of a secondary is lost while its vmhad is away and its engine goes on: the primary is in sync and would never ask it
   /// anything again. They meet anew.
   @Test func aReplicaWhoseRecordIsLostMeetsItsPeerAnew() {
-    var lost = report(.replica, .frozen, mounted: false)
-    lost.session = session
     for (record, ends) in [(nil, true), (DurableRecord.empty, false)] {
-      var core = MirrorModule(settings: World.settings(.wait))
-      _ = core.handle(.loaded(record: record, wish: Wish(started: true, version: 1), guest: .off), at: start)
-      let taken = core.handle(.engine(.ready(lost)), at: start)
+      let (_, taken) = World.core(record, then: .ready(.replica, in: session))
       #expect(taken.contains(.engine(.endSession)) == ends)
       // What is in the middle of its first resync goes on with it.
       #expect(taken.contains(.sendPeer(session, .targetReady(claim: nil))) == !ends)

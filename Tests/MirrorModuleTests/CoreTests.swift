@@ -12,6 +12,29 @@ extension World {
     let world = World(options)
     return withExtendedLifetime(world) { world.node(node).settings }
   }
+
+  /// The core of a node of a fresh world that has this record (nil = none that can be read) and is to run, after `events`, all at
+  /// the time 0; with what it did at the last of these.
+  static func core(
+    _ record: DurableRecord?, _ arbiter: ArbiterPolicy = .wait, of node: NodeID = .first, guest: GuestState = .off,
+    then events: Event...
+  ) -> (MirrorModule, [Directive]) {
+    var core = MirrorModule(settings: settings(arbiter, of: node))
+    let loaded = Event.loaded(record: record, wish: Wish(started: true, version: 1), guest: guest)
+    var directives: [Directive] = []
+    for event in [loaded] + events { directives = core.handle(event, at: Instant(nanoseconds: 0)) }
+    return (core, directives)
+  }
+}
+
+extension Event {
+  /// The engine says what it is; `session`: the one it is in, unless its policy names it.
+  static func ready(_ role: EngineRole, _ policy: AcknowledgePolicy = .frozen, in session: SessionID? = nil) -> Event {
+    var report = EngineReport(processID: 1, role: role, policy: policy)
+    report.isMounted = role == .primary
+    report.session = if case .both(let session) = policy { session } else { session }
+    return .engine(.ready(report))
+  }
 }
 
 /// Single steps that a world meets seldom.
@@ -23,11 +46,7 @@ extension World {
   private func core(
     _ record: DurableRecord, arbiter: ArbiterPolicy = .wait, guest: GuestState = .off, report: EngineReport? = nil
   ) -> (MirrorModule, [Directive]) {
-    var core = MirrorModule(settings: World.settings(arbiter))
-    _ = core.handle(.loaded(record: record, wish: Wish(started: true, version: 1), guest: guest), at: start)
-    let report = report ?? EngineReport(processID: 1, role: .idle, policy: .frozen)
-    let directives = core.handle(.engine(.ready(report)), at: start)
-    return (core, directives)
+    World.core(record, arbiter, guest: guest, then: report.map { .engine(.ready($0)) } ?? .ready(.idle))
   }
 
   private var record: DurableRecord {
@@ -203,12 +222,8 @@ extension World {
 
   /// PRIM in `session`, taken over with its guest running.
   private func primary() -> MirrorModule {
-    var report = EngineReport(processID: 1, role: .primary, policy: .both(session))
-    report.session = session
-    report.isMounted = true
-    var (core, _) = core(record, guest: .running, report: report)
-    _ = core.handle(.nodeAlive, at: start)
-    _ = core.handle(.peerMessage(session, .adopted), at: start)
+    let (core, _) = World.core(
+      record, guest: .running, then: .ready(.primary, .both(session)), .nodeAlive, .peerMessage(session, .adopted))
     #expect(core.status.state == .prim)
     return core
   }

@@ -19,9 +19,8 @@ import Testing
   /// A node that boots with this record (nil = none that can be read) while its peer is gone: what it does at once, and once
   /// the boot wait is over.
   private func boots(_ record: DurableRecord?, _ arbiter: ArbiterPolicy) -> (atOnce: [Directive], later: [Directive]) {
-    var core = core(arbiter)
-    var atOnce = core.handle(.loaded(record: record, wish: Wish(started: true, version: 1), guest: .off), at: start)
-    atOnce += core.handle(.engine(.ready(EngineReport(processID: 1, role: .idle, policy: .frozen))), at: start)
+    var (core, atOnce) = World.core(record, arbiter)
+    atOnce += core.handle(.ready(.idle), at: start)
     atOnce += core.handle(.nodeLost, at: start)
     return (atOnce, core.handle(.timer, at: start + .seconds(60)))
   }
@@ -111,9 +110,8 @@ import Testing
   private func bereaved(_ arbiter: ArbiterPolicy) -> (core: MirrorModule, loaded: [Directive]) {
     var record = record(nil)
     record.bootAtLastSync = "a1"
-    var core = core(arbiter)
-    var loaded = core.handle(.loaded(record: record, wish: Wish(started: true, version: 1), guest: .off), at: start)
-    loaded += core.handle(.engine(.ready(EngineReport(processID: 1, role: .idle, policy: .frozen))), at: start)
+    var (core, loaded) = World.core(record, arbiter)
+    loaded += core.handle(.ready(.idle), at: start)
     return (core, loaded)
   }
 

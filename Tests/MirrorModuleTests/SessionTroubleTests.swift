@@ -11,18 +11,10 @@ import Testing
   private let record = DurableRecord(
     generation: Generation(number: 4, branch: BranchID(rawValue: 44)), standing: .uptodate)
 
-  private func second() -> MirrorModule {
-    var report = EngineReport(processID: 1, role: .replica, policy: .frozen)
-    report.session = session
-    return core(report)
-  }
+  private func second() -> MirrorModule { World.core(record, then: .nodeAlive, .ready(.replica, in: session)).0 }
 
   private func core(_ report: EngineReport) -> MirrorModule {
-    var core = MirrorModule(settings: World.settings(.wait))
-    _ = core.handle(.loaded(record: record, wish: Wish(started: true, version: 1), guest: .off), at: start)
-    _ = core.handle(.nodeAlive, at: start)
-    _ = core.handle(.engine(.ready(report)), at: start)
-    return core
+    World.core(record, then: .nodeAlive, .engine(.ready(report))).0
   }
 
   private func asksConsent(_ directives: [Directive]) -> Bool {

@@ -236,6 +236,25 @@ private let fullArbiter = """
   #expect(cluster.warnings.map(\.what) == ["can split by an arbiter of its own, without a witness: a+b.c_d-e, vm2"])
 }
 
+/// What is advised must not split either: the cluster's arbiter is no way out where it can.
+@Test(arguments: [("wait", "cluster"), ("policy=ping", "wait"), ("policy=none", "wait")])
+func theWayOutOfASplitCannotSplit(kind: String, advised: String) throws {
+  var cluster = try read(
+    arbiter(
+      """
+      <arbiter kind="\(kind)"><ping address="10.0.0.254"/><module name="vm2" kind="policy=none"/>
+        <module name="vm1" kind="policy=ping"/><module name="vm3" kind="wait"/></arbiter>
+      """))
+  let own = try #require(cluster.warnings.last)
+  #expect(own.what == "can split by an arbiter of its own, without a witness: vm1, vm2")
+  #expect(
+    own.whatToDo == "vmha set vm1 vm2 --arbiter \(advised) (docs/operating/arbiters.md); or accept it")
+  // As the cluster's file is: a module that is not there yet has one already.
+  #expect(cluster.ownSplitWarning(of: [try #require(ModuleName("vm2"))])?.what.hasSuffix(": vm2") == true)
+  cluster.moduleArbiters = [:]
+  #expect(cluster.ownSplitWarning(of: [try #require(ModuleName("vm2"))]) == nil)
+}
+
 private func modules(_ count: Int) -> String {
   "<arbiter kind=\"wait\">" + (1...count).map { "<module name=\"vm\($0)\" kind=\"wait\"/>" }.joined() + "</arbiter>"
 }

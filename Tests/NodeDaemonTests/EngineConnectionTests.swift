@@ -44,33 +44,32 @@ import Testing
   }
 
   private func withKeeper(wordTimeout: Duration, _ body: (Keeper) throws -> Void) throws {
-    var template = Array("/tmp/vmha-link-XXXXXX".utf8CString)
-    let root = try #require(mkdtemp(&template).map { String(cString: $0) })
-    defer { _ = try? ChildProcess.run(["rm", "-rf", root], timeout: .seconds(10)) }
-    let paths = HostPaths(root: root)
-    let name = try #require(ModuleName("vm1"))
-    let socket = paths.engineSocket(name)
-    try DurableFile.makeFolder(DurableFile.parent(of: socket))
-    let listener = try UnixSocket.listen(path: socket)
-    defer { close(listener) }
-    let heard = Heard()
-    let connection = EngineConnection(
-      paths: paths, module: name, launcher: EngineLauncher(paths: paths, executable: "/bin/false"),
-      onEvent: { event in heard.events.withLock { $0.append(event) } },
-      onReplaced: { report, _ in heard.replaced.withLock { $0 = report } },
-      onGone: { why in heard.gone.withLock { $0 = why } }, wordTimeout: wordTimeout,
-      end: { process in
-        heard.ended.withLock { $0 = process }
-        // The keeper dies with it.
-        shutdown(listener, Int32(SHUT_RDWR))
-      })
-    defer { connection.detach() }
-    connection.start(
-      EngineConfiguration(
-        module: name, node: .first, peerName: "b", port: 1, links: [], backingDirectory: "/", mountPoint: "/",
-        intentsFile: "/", authorityFile: "/", certificateFile: "/", keyFile: "/", silenceMax: .milliseconds(2250),
-        keepalive: .milliseconds(300), suspendAfter: .milliseconds(1500)))
-    try body(Keeper(listener: listener, connection: connection, heard: heard))
+    try withAdoptionFolder { root in
+      let paths = HostPaths(root: root)
+      let name = try #require(ModuleName("vm1"))
+      let socket = paths.engineSocket(name)
+      try DurableFile.makeFolder(DurableFile.parent(of: socket))
+      let listener = try UnixSocket.listen(path: socket)
+      defer { close(listener) }
+      let heard = Heard()
+      let connection = EngineConnection(
+        paths: paths, module: name, launcher: EngineLauncher(paths: paths, executable: "/bin/false"),
+        onEvent: { event in heard.events.withLock { $0.append(event) } },
+        onReplaced: { report, _ in heard.replaced.withLock { $0 = report } },
+        onGone: { why in heard.gone.withLock { $0 = why } }, wordTimeout: wordTimeout,
+        end: { process in
+          heard.ended.withLock { $0 = process }
+          // The keeper dies with it.
+          shutdown(listener, Int32(SHUT_RDWR))
+        })
+      defer { connection.detach() }
+      connection.start(
+        EngineConfiguration(
+          module: name, node: .first, peerName: "b", port: 1, links: [], backingDirectory: "/", mountPoint: "/",
+          intentsFile: "/", authorityFile: "/", certificateFile: "/", keyFile: "/", silenceMax: .milliseconds(2250),
+          keepalive: .milliseconds(300), suspendAfter: .milliseconds(1500)))
+      try body(Keeper(listener: listener, connection: connection, heard: heard))
+    }
   }
 
   /// R2: the lease of a guest's reads runs out while no engine is there to say so: the guest is to be suspended all the same.

@@ -31,25 +31,22 @@ import Testing
 
   /// With record, wish and limits on disk; a folder of its own for each test, removed afterwards.
   private func withModule(_ body: (Place) throws -> Void) throws {
-    var template = Array("/tmp/vmha-loading-XXXXXX".utf8CString)
-    let root = try #require(mkdtemp(&template).map { String(cString: $0) })
-    defer {
-      HostCalls.setFaultHook(nil)
-      _ = try? ChildProcess.run(["rm", "-rf", root], timeout: .seconds(10))
+    try withAdoptionFolder { root in
+      defer { HostCalls.setFaultHook(nil) }
+      for folder in ["/var", "/var/lib", "/var/lib/vmha"] { try DurableFile.makeFolder(root + folder) }
+      let name = try #require(ModuleName("vm1"))
+      let paths = HostPaths(root: root)
+      let store = ModuleStore(paths: paths, module: name)
+      var older = Self.record
+      older.standing = .outdated
+      try store.write(older)
+      try store.write(Self.record)
+      try store.write(Self.wish)
+      var limits = ModuleLimits()
+      limits.stopped = "it keeps dying"
+      try store.write(StoredLimits(limits, at: monotonicNow(), wall: WallTime.now()))
+      try body(Place(store: store, folder: paths.moduleState(name)))
     }
-    for folder in ["/var", "/var/lib", "/var/lib/vmha"] { try DurableFile.makeFolder(root + folder) }
-    let name = try #require(ModuleName("vm1"))
-    let paths = HostPaths(root: root)
-    let store = ModuleStore(paths: paths, module: name)
-    var older = Self.record
-    older.standing = .outdated
-    try store.write(older)
-    try store.write(Self.record)
-    try store.write(Self.wish)
-    var limits = ModuleLimits()
-    limits.stopped = "it keeps dying"
-    try store.write(StoredLimits(limits, at: monotonicNow(), wall: WallTime.now()))
-    try body(Place(store: store, folder: paths.moduleState(name)))
   }
 
   private final class Calls: Sendable {

@@ -10,13 +10,12 @@ import Testing
 @Suite struct ModuleStoreTests {
   /// A folder of its own for each test, removed afterwards.
   private static func withStore(_ body: (ModuleStore, String) throws -> Void) throws {
-    var template = Array("/tmp/vmha-store-XXXXXX".utf8CString)
-    let root = try #require(mkdtemp(&template).map { String(cString: $0) })
-    defer { _ = try? ChildProcess.run(["rm", "-rf", root], timeout: .seconds(10)) }
-    for folder in ["/var", "/var/lib", "/var/lib/vmha"] { try DurableFile.makeFolder(root + folder) }
-    let name = try #require(ModuleName("vm1"))
-    let paths = HostPaths(root: root)
-    try body(ModuleStore(paths: paths, module: name), paths.moduleState(name))
+    try withAdoptionFolder { root in
+      for folder in ["/var", "/var/lib", "/var/lib/vmha"] { try DurableFile.makeFolder(root + folder) }
+      let name = try #require(ModuleName("vm1"))
+      let paths = HostPaths(root: root)
+      try body(ModuleStore(paths: paths, module: name), paths.moduleState(name))
+    }
   }
 
   private static let record = DurableRecord(

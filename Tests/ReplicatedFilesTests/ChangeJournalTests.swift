@@ -15,8 +15,8 @@ import Testing
     func submit(_ request: GuestRequest) {}
     func forgotten(_ file: FileID, descriptor: Int32) {}
     func noteDiskError(_ operation: String, _ path: String, _ error: Errno) {}
-    func readBegan(_ unique: UInt64) {}
-    func readEnded(_ unique: UInt64) {}
+    func readBegan(_ unique: UInt64) -> Int { 0 }
+    func readEnded(_ slot: Int) {}
   }
 
   /// A backing folder, and the memory that engines hand on.

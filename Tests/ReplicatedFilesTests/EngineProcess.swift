@@ -5,6 +5,16 @@ import Model
 import ReplicatedFiles
 import Synchronization
 
+/// Whether every thread of the process is stopped; false for one that is gone, or has a thread that ends just now.
+func standsStill(_ process: pid_t) -> Bool {
+  let folder = "/proc/\(process)/task"
+  guard let threads = try? FileManager.default.contentsOfDirectory(atPath: folder) else { return false }
+  return threads.allSatisfy { thread in
+    guard let status = try? DurableFile.read("\(folder)/\(thread)/stat") else { return false }
+    return String(decoding: status, as: UTF8.self).split(separator: ")").last?.hasPrefix(" T") ?? false
+  }
+}
+
 /// Starts a program that was built beside the tests.
 func startBuilt(_ program: String, _ arguments: [String]) throws -> pid_t {
   var own = [CChar](repeating: 0, count: 4096)
@@ -86,10 +96,7 @@ final class EngineProcess: @unchecked Sendable {
   func arm() { kill(id, SIGUSR1) }
 
   /// It has met its fault and stands still.
-  var isStopped: Bool {
-    let text = (try? DurableFile.read("/proc/\(id)/stat")).map { String(decoding: $0, as: UTF8.self) } ?? ""
-    return text.split(separator: ")").last?.split(separator: " ").first == "T"
-  }
+  var isStopped: Bool { standsStill(id) }
 
   func ready(_ configuration: EngineConfiguration) throws {
     tell(.configure(configuration))

@@ -1,4 +1,3 @@
-import FoundationEssentials
 import Glibc
 import HostSystem
 import Model
@@ -213,8 +212,8 @@ struct ProcessTests {
 
     kill(worker, SIGSTOP)
     // On a busy machine the signal takes a while to reach every thread, and one of them could still serve the read.
-    for _ in 0..<500 where !isStopped(worker) { usleep(10_000) }
-    try #require(isStopped(worker))
+    for _ in 0..<500 where !standsStill(worker) { usleep(10_000) }
+    try #require(standsStill(worker))
     try process.tell(.confirmSession(session))
     let answer = Monitor<Int?>(nil)
     try HostThread.start(name: "read") {
@@ -242,15 +241,5 @@ struct ProcessTests {
     }
     try process.tell(.setPolicy(.alone))
     #expect(answer.wait(timeout: .seconds(5)) { $0 } == 1)
-  }
-
-  /// Every thread of it; one that ends meanwhile is looked for again.
-  private func isStopped(_ process: pid_t) -> Bool {
-    let folder = "/proc/\(process)/task"
-    guard let threads = try? FileManager.default.contentsOfDirectory(atPath: folder) else { return false }
-    return threads.allSatisfy { thread in
-      guard let status = try? DurableFile.read("\(folder)/\(thread)/stat") else { return false }
-      return String(decoding: status, as: UTF8.self).split(separator: ")").last?.hasPrefix(" T") ?? false
-    }
   }
 }
