@@ -57,12 +57,26 @@ public enum DurableFile {
     }
   }
 
+  /// As `readIfPresent` for a file of `write`, for whoever acts on it: what it answers, nil too, survives a power cut. A process
+  /// before this one may have ended between its rename and its fsync of the folder, and then it is in the page cache only.
+  /// Labels: durable.folder, file.open, file.read.
+  public static func readDurable(_ path: String, bytesMax: Int = DurableFile.bytesMax) throws -> [UInt8]? {
+    try confirmNames(in: parent(of: path))
+    return try readIfPresent(path, bytesMax: bytesMax)
+  }
+
+  /// R0: makes durable what a process before this one made, renamed or removed in this folder. One that is not there is no error.
+  static func confirmNames(in folder: String) throws {
+    do { try syncFolder(folder) } catch let error as HostError where error.errno == ENOENT {}
+  }
+
   /// Removes the file durably; it is no error if it is not there.
   public static func remove(_ path: String) throws {
     do {
       try HostCalls.perform("durable.remove", path: path) { unlink(path) }
     } catch let error as HostError where error.errno == ENOENT {
-      return
+      // Somebody may have removed it just now, and ended before that was durable.
+      return try confirmNames(in: parent(of: path))
     }
     try syncFolder(parent(of: path))
   }
@@ -75,7 +89,7 @@ public enum DurableFile {
       var status = stat()
       try HostCalls.perform("folder.stat", path: path) { stat(path, &status) }
       guard status.st_mode & S_IFMT == S_IFDIR else { throw error }
-      return
+      // Somebody may have made it just now, and ended before its name was durable.
     } catch let error as HostError where error.errno == ENOENT {
       let above = parent(of: path)
       guard above != path else { throw error }

@@ -59,10 +59,13 @@ public final class DurablePair: Sendable {
     }
   }
 
-  /// Throws `HostError`: the host did not let it be read (with the errno; the contents are not known, and may be there the next
-  /// time), or it is of a version that this program does not know.
+  /// What it answers survives a power cut, whoever wrote it and ended in the middle of that (R0). Throws `HostError`: the host did
+  /// not let it be read or made durable (with the errno; the contents are not known, and may be there the next time), or it is of a
+  /// version that this program does not know. Labels: durable.folder, file.open, file.read.
   public func read() throws -> Contents {
     try lock.withLock { _ in
+      // Each copy was synced before it was renamed; its name may not have been.
+      try DurableFile.confirmNames(in: DurableFile.parent(of: path))
       let (a, b) = (load(".a"), load(".b"))
       if let error = Self.obstacle(a, b) { throw error }
       return switch (a, b) {

@@ -12,7 +12,8 @@ extension DurableFile {
     do {
       try HostCalls.perform("aside.rename", path: path) { rename(path, path + asideMark + stamp) }
     } catch let error as HostError where error.errno == ENOENT {
-      return
+      // Somebody may have done it just now, and ended before it was durable.
+      return try confirmNames(in: parent(of: path))
     }
     try syncFolder(parent(of: path))
     let kept = try aside(path)

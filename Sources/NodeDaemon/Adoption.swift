@@ -27,7 +27,7 @@ public final class Adoption: Sendable {
     for folder in try AdoptionFiles.names(in: "\(paths.state)/modules") {
       guard let name = ModuleName(folder) else { continue }
       let path = "\(paths.moduleState(name))/adoption.json"
-      guard let bytes = try DurableFile.readIfPresent(path, bytesMax: AdoptionJournal.bytesMax) else { continue }
+      guard let bytes = try DurableFile.readDurable(path, bytesMax: AdoptionJournal.bytesMax) else { continue }
       found[name] = try AdoptionCoding.decode(AdoptionJournal.self, from: bytes, path: path).work.kind
     }
     return found

@@ -52,7 +52,7 @@ struct AdoptionExecutor {
   func journalPath(_ name: ModuleName) -> String { "\(paths.moduleState(name))/adoption.json" }
 
   func journal(_ name: ModuleName) throws -> AdoptionJournal? {
-    guard let bytes = try DurableFile.readIfPresent(journalPath(name), bytesMax: AdoptionJournal.bytesMax) else {
+    guard let bytes = try DurableFile.readDurable(journalPath(name), bytesMax: AdoptionJournal.bytesMax) else {
       return nil
     }
     return try AdoptionCoding.decode(AdoptionJournal.self, from: bytes, path: journalPath(name))

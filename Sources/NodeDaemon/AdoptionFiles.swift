@@ -73,6 +73,8 @@ enum AdoptionFiles {
     }
     if let done = try status(move.to) {
       guard done.st_size == source.st_size, modified(done) == move.modified else { throw bothThere(move.from, move.to) }
+      // As above: its source may go next, on another disk.
+      try DurableFile.syncFolder(parent(move.to))
       try progress(move.bytes)
       return
     }

@@ -19,7 +19,8 @@ public struct ClusterMembership: Sendable {
   /// nil = this host is not in a cluster. Throws `ClusterError.damaged` naming the file.
   public static func load(_ paths: HostPaths) throws -> ClusterMembership? {
     do {
-      guard let xml = try DurableFile.readIfPresent(paths.clusterFile, bytesMax: ClusterSetup.configurationBytesMax)
+      // R5: this node acts on it, and tells the other node that it has it.
+      guard let xml = try DurableFile.readDurable(paths.clusterFile, bytesMax: ClusterSetup.configurationBytesMax)
       else {
         return nil
       }

@@ -5,7 +5,7 @@ import HostSystem
 import MirrorModule
 import Model
 
-/// A state file as it was found. A file that the host did not let be read is none of these: its contents are not known (R0).
+/// A state file as it was found, durably. A file that the host did not let be read is none of these: its contents are not known (R0).
 enum Stored<Value: Decodable> {
   case valid(Value)
   case absent
@@ -20,7 +20,7 @@ enum Stored<Value: Decodable> {
 
   static func reading(_ path: String) throws -> Stored {
     do {
-      guard let bytes = try DurableFile.readIfPresent(path) else { return .absent }
+      guard let bytes = try DurableFile.readDurable(path) else { return .absent }
       return decoding(bytes, from: path)
     } catch let error as HostError where error.code == .limit {
       return .damaged("\(error)")

@@ -1,4 +1,5 @@
 import FoundationEssentials
+import Glibc
 import HostSystem
 import MirrorModule
 import Model
@@ -84,8 +85,9 @@ struct ModuleStore: Sendable {
   var limitsFile: String { "\(directory)/limits.json" }
 
   func makeFolder() throws {
-    let parent = directory.split(separator: "/").dropLast().joined(separator: "/")
-    try DurableFile.makeFolder("/" + parent, mode: 0o700)
+    let parent = DurableFile.parent(of: directory)
+    // It is there since vmhad began, durably (`Daemon`).
+    if access(parent, F_OK) != 0 { try DurableFile.makeFolder(parent, mode: 0o700) }
     try DurableFile.makeFolder(directory, mode: 0o700)
   }
 }

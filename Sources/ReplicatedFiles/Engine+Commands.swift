@@ -191,7 +191,8 @@ extension Engine {
 
   private func serve(_ mount: FuseMount, _ server: FileServer) throws(EngineError) {
     mirror.attach(server)
-    do { try state.withLock({ $0.intents })?.prepare() } catch { Log.note("\(error)") }
+    // A failure is on record, and harmless: the guest's first write tries again, and tells of it.
+    do { try state.withLock({ $0.intents })?.prepare() } catch { Log.note("no write goes on yet: \(error)") }
     try mount.start()
     state.withLock { $0.mounted = Mounted(mount: mount, server: server) }
   }

@@ -8,6 +8,8 @@ import Replication
 ///
 /// A file is only ever appended to by the object that made it, in one go without errors: after `open`, and after any
 /// failure, a checkpoint to a new file comes first, so no bytes of an older or torn append can be taken for newer ones.
+/// R3: what `open` read is durable when that checkpoint is, and not before: a process that died may have left it in the page
+/// cache only. Syncing the file that is there would not do: after a failed sync its pages count as clean, and the next succeeds.
 final class IntentFile: @unchecked Sendable {
   enum Code: String, Sendable {
     /// The kernel refused; `errno` says why.
@@ -47,9 +49,9 @@ final class IntentFile: @unchecked Sendable {
     if let current { close(current.file) }
   }
 
-  /// Reads the map and changes nothing. A file that is missing, damaged or cannot be read comes out as
-  /// `IntentSnapshot.everything`, with the reason in `note`; the note also tells of damage that was made good. Throws
-  /// only if there is no folder to keep the map in.
+  /// Reads the map and changes nothing; what it says is not durable for that. A file that is missing, damaged or cannot be
+  /// read comes out as `IntentSnapshot.everything`, with the reason in `note`; the note also tells of damage that was made
+  /// good. Throws only if there is no folder to keep the map in.
   /// Labels: intents.folder, .open, .size, .read.
   static func open(
     path: String, logBytes: Int = IntentLog.logBytes

@@ -105,8 +105,10 @@ final class Intents: Sendable {
     if let failure = file.withLock({ writeAll($0) }) { throw failure }
   }
 
-  /// Before a guest writes: so that its first write does not wait for a new file.
+  /// Before a guest writes: makes durable what was read, in a new file, so that its first write does not wait for either. Not
+  /// more: while this has not succeeded no mark counts (R3), and each write tries again, or fails.
   func prepare() throws {
+    try storeNow()
     try file.withLock { file in
       if file.needsCheckpoint { try file.checkpoint(state.withLock { $0.map.snapshot() }) }
     }

@@ -8,6 +8,10 @@ import Model
 ///
 /// Clearing is done in rounds: `beginRound`, a joint flush issued after that, `endRound`. A round that is never ended
 /// clears nothing.
+///
+/// R3: what a process read counts as durable only when this very process has made it so. The one before it may have died
+/// between a write and its sync, and what is read then is in the page cache only. So marks that were read are no more than
+/// pending, and the first batch has to be stored by a checkpoint of `snapshot`, which makes them durable.
 public struct IntentMap: Sendable {
   /// A file's place in the map.
   public typealias Slot = Int
@@ -26,16 +30,18 @@ public struct IntentMap: Sendable {
   enum Mark {
     /// Not set, or its clearing is decided.
     static let none: UInt8 = 0
+    /// Read when the map was opened, and not yet made durable by this process.
+    static let read: UInt8 = 1
     /// Wanted, and not yet durable.
-    static let pending: UInt8 = 1
+    static let pending: UInt8 = 2
     /// Durable, and would be cleared at the end of the running round.
-    static let candidate: UInt8 = 2
+    static let candidate: UInt8 = 3
     /// Durable, not touched since the last round began.
-    static let idle: UInt8 = 3
+    static let idle: UInt8 = 4
     /// Durable since the last round began, not touched.
-    static let fresh: UInt8 = 4
+    static let fresh: UInt8 = 5
     /// Durable, and touched since the last round began.
-    static let touched: UInt8 = 5
+    static let touched: UInt8 = 6
     static let firstDurable = candidate
   }
 
@@ -75,6 +81,8 @@ public struct IntentMap: Sendable {
   /// In the batch that was taken and is not yet stored.
   private var inFlight: (number: UInt64, changes: [Pending])?
   private var batches: UInt64 = 0
+  /// No batch was stored yet, and there are marks that were read.
+  private var hasRead = false
 
   var round: UInt64 = 0
   var isRoundOpen = false
@@ -82,8 +90,8 @@ public struct IntentMap: Sendable {
   /// Zones that are set or about to be, of all files, those set ahead included.
   public internal(set) var zonesSet = 0
 
-  /// The zones of `recovered` count as durable. That everything may differ does not, and is pending: it may stand for
-  /// a file that could not be read this time, and can be the next time.
+  /// What `recovered` says is not durable before the first batch is stored. That everything may differ may stand for a
+  /// file that could not be read this time, and can be the next time: so it is part of that batch.
   public init(_ recovered: IntentSnapshot) { self.init(recovered, pagesMax: IntentMap.pagesMax) }
 
   init(_ recovered: IntentSnapshot, pagesMax: Int) {
@@ -91,7 +99,8 @@ public struct IntentMap: Sendable {
     if recovered.isEverything { markEverything() }
     for (identity, file) in recovered.files {
       let slot = slot(for: identity)
-      files[slot].whole = file.isWhole ? Mark.idle : Mark.none
+      hasRead = true
+      files[slot].whole = file.isWhole ? Mark.read : Mark.none
       for range in file.zones.ranges { recover(range, slot) }
     }
   }
@@ -100,12 +109,12 @@ public struct IntentMap: Sendable {
     for zone in Int(range.lowerBound)..<min(Int(range.upperBound), IntentMap.zonesMax) {
       guard !files[slot].isCoarse else { return }
       guard let index = makeCell(slot, zone) else {
-        // The disk has the zones, not yet the mark that writes to others will rely on.
+        // The file has the zones, not yet the mark that writes to others will rely on.
         files[slot].isCoarse = true
         return markWhole(slot)
       }
       if cells[index] == Mark.none { zonesSet += 1 }
-      cells[index] = Mark.idle
+      cells[index] = Mark.read
     }
   }
 
@@ -137,7 +146,7 @@ public struct IntentMap: Sendable {
     for zone in zones {
       switch state(slot, zone) {
       case Mark.none: firstMissing = firstMissing ?? zone
-      case Mark.pending: break
+      case Mark.read, Mark.pending: break
       default: stamp(slot, zone)
       }
     }
@@ -156,7 +165,7 @@ public struct IntentMap: Sendable {
     case Mark.none:
       files[slot].whole = Mark.pending
       add(.whole(files[slot].identity, true), slot)
-    case Mark.pending: break
+    case Mark.read, Mark.pending: break
     default: files[slot].whole = Mark.touched
     }
   }
@@ -241,13 +250,14 @@ public struct IntentMap: Sendable {
 
   // MARK: - making it durable
 
-  /// There are changes for a next batch.
-  public var hasPending: Bool { !pending.isEmpty }
+  /// There is something for a next batch.
+  public var hasPending: Bool { hasRead || !pending.isEmpty }
 
-  /// The next changes, in order; nil if there are none, or while the batch before is neither stored nor failed.
-  /// A checkpoint of a `snapshot` taken after this, under the same lock or later, stores the batch as well.
+  /// The next changes, in order; nil if there is nothing to be stored, or while the batch before is neither stored nor failed.
+  /// A checkpoint of a `snapshot` taken after this, under the same lock or later, stores the batch as well; the first batch
+  /// must be stored so, and holds no change if all that is to be made durable was read.
   public mutating func takeBatch() -> IntentBatch? {
-    guard inFlight == nil, !pending.isEmpty else { return nil }
+    guard inFlight == nil, hasPending else { return nil }
     var changes: [Pending] = []
     if pending.count <= IntentBatch.changesMax {
       swap(&changes, &pending)
@@ -266,6 +276,7 @@ public struct IntentMap: Sendable {
       preconditionFailure("intents: batch \(number) was stored, but is not the one that was taken")
     }
     inFlight = nil
+    settleRead()
     for item in batch.changes {
       switch item.change {
       case .everything(true):
@@ -278,6 +289,14 @@ public struct IntentMap: Sendable {
       default: break
       }
     }
+  }
+
+  /// R3: a checkpoint of this process holds what was read.
+  private mutating func settleRead() {
+    guard hasRead else { return }
+    hasRead = false
+    for slot in files.indices where files[slot].whole == Mark.read { files[slot].whole = Mark.idle }
+    for index in cells.indices where cells[index] == Mark.read { cells[index] = Mark.idle }
   }
 
   private mutating func settle(_ slot: Slot, _ zones: Range<UInt32>) {

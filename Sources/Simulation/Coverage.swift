@@ -23,6 +23,7 @@ public enum Met: Int, CaseIterable, Sendable {
   // The data.
   case intentAwaited, intentsCleared, intentsUnknown, intentsNotWritten, intentsDamaged, overlapWaited, leftToCopy
   case copyWaitedForWrite, resyncByMap, resyncOfEverything, stallNoticed, writeFailed, diskSlow, diskError
+  case engineKilledStoring
 
   /// "right by witness"
   public var words: String {

@@ -136,7 +136,7 @@ struct RandomRun {
   private func fault() {
     let node = world.nodes[world.random.below(2)]
     if world.arbiter.usesOthers, world.random.chance(25) { return arbiterFault(at: node) }
-    let kind = world.random.below(37)
+    let kind = world.random.below(40)
     world.faultRecorder?("fault \(kind) at \(node.name)")
     switch kind {
     case 0, 1: world.options.hasPowerCuts ? node.powerCut() : node.killDaemon()
@@ -188,6 +188,7 @@ struct RandomRun {
       } else {
         world.command(.start(force: true), at: node)
       }
+    case 35, 36, 37: node.engineDiesStoring = true
     default: for node in world.nodes where node.isOn && !node.isFrozen { node.startDaemon() }
     }
   }

@@ -83,37 +83,61 @@ struct Copy {
 
 /// The file of a write-intent map, in the bytes that `IntentLog` writes.
 struct SimIntentFile {
+  private struct Piece {
+    let offset: Int
+    let bytes: [UInt8]
+    /// A sync of it failed: the page cache shows it, and counts it as clean.
+    var isGivenUp = false
+
+    func put(into file: inout [UInt8]?) { file?.replaceSubrange(offset..<offset + bytes.count, with: bytes) }
+  }
+
   /// nil = there is none.
   private(set) var bytes: [UInt8]?
   /// Written and not synced.
-  private var unsynced: [(offset: Int, bytes: [UInt8])] = []
+  private var unsynced: [Piece] = []
   /// A rename that is not durable.
   private var replacement: [UInt8]?
 
   /// As a process finds it while the host runs.
   var contents: [UInt8]? {
-    var found = replacement ?? bytes
-    for piece in unsynced { found?.replaceSubrange(piece.offset..<piece.offset + piece.bytes.count, with: piece.bytes) }
+    if let replacement { return replacement }
+    var found = bytes
+    for piece in unsynced { piece.put(into: &found) }
     return found
   }
 
-  mutating func write(_ piece: ArraySlice<UInt8>, at offset: Int) { unsynced.append((offset, Array(piece))) }
-  mutating func replace(by bytes: [UInt8]) {
-    unsynced = []
-    replacement = bytes
+  mutating func write(_ piece: ArraySlice<UInt8>, at offset: Int) {
+    unsynced.append(Piece(offset: offset, bytes: Array(piece)))
   }
+  mutating func replace(by bytes: [UInt8]) { replacement = bytes }
 
   mutating func sync() {
     // In place: the file is long, and a change of it short.
-    if let replacement { bytes = replacement }
+    if let replacement {
+      bytes = replacement
+      unsynced = []
+    }
     replacement = nil
-    for piece in unsynced { bytes?.replaceSubrange(piece.offset..<piece.offset + piece.bytes.count, with: piece.bytes) }
-    unsynced = []
+    for piece in unsynced where !piece.isGivenUp { piece.put(into: &bytes) }
+    unsynced.removeAll { !$0.isGivenUp }
+  }
+
+  /// What was written stays to be seen, and no later sync writes it. A new file has its name, or is gone again.
+  mutating func failSync(_ random: inout Random) {
+    if replacement != nil {
+      if random.chance(50) { replacement = nil }
+    } else {
+      for index in unsynced.indices { unsynced[index].isGivenUp = true }
+    }
   }
 
   /// Each half of each block by itself: written, not written, or something in between.
   mutating func losePower(_ random: inout Random) {
-    if let replacement, random.chance(50) { bytes = replacement }
+    if let replacement, random.chance(50) {
+      bytes = replacement
+      unsynced = []
+    }
     replacement = nil
     for piece in unsynced {
       let half = IntentLog.blockBytes / 2

@@ -213,6 +213,8 @@ final class SimEngine {
       stopReplica()
       isMounted = true
       lease = world.now + World.suspendAfter.nanoseconds
+      // Engine.serve: Intents.prepare, for which the production's mount waits; no write relies on that it did.
+      storeIntents()
     }
     tell(.mounted(fuseConnection: 1))
   }
@@ -343,6 +345,7 @@ final class SimEngine {
   /// Engine.goOn
   private func goOn(_ open: [SimRequest]) {
     intents = SimIntents(node)
+    storeIntents()
     lastLook = world.now
     // Whether reads wait is in its report.
     watchReads()

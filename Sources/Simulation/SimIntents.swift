@@ -10,7 +10,7 @@ struct SimIntents {
   var isStoring = false
   private static let logBytes = 8 * 2 * IntentLog.blockBytes
 
-  /// As an engine opens it: what cannot be relied on says "everything".
+  /// As an engine opens it: what cannot be relied on says "everything", and what is read is in the page cache, no more (R3).
   init(_ node: SimNode) {
     let reading = node.intentFile.contents.map { bytes in bytes.withUnsafeBytes { IntentLog.read($0) } }
     if reading?.snapshot.isEverything ?? true { node.world.meet(.intentsUnknown) }
@@ -77,9 +77,11 @@ extension SimEngine {
       return storeIntents()
     }
     piece(node)
+    if node.engineDiesStoring { return dieStoring() }
     later(1...12) { engine in
       if engine.node.intentsFail {
         engine.world.meet(.intentsNotWritten)
+        engine.node.intentFile.failSync(&engine.world.random)
         engine.intents.isStoring = false
         engine.intents.abandon()
         engine.intents.map.failed(number)
@@ -89,6 +91,22 @@ extension SimEngine {
       }
       engine.node.intentFile.sync()
       engine.write(Array(pieces.dropFirst()), number)
+    }
+  }
+
+  /// The process ends between the write and its sync: the next one finds what nobody has made durable. Often the power goes soon.
+  private func dieStoring() {
+    node.engineDiesStoring = false
+    world.meet(.engineKilledStoring)
+    let began = epoch
+    node.after(.zero) { [weak self] in
+      guard let self, self.node.engine === self, self.epoch == began else { return }
+      self.world.random.chance(70) ? self.node.replaceEngine() : self.node.killEngine()
+      guard self.world.options.hasPowerCuts, self.world.random.chance(60) else { return }
+      self.node.after(self.world.random.milliseconds(20...5000)) { [node = self.node, world = self.world] in
+        guard !world.isHealed else { return }
+        node.powerCut(andOnIn: world.random.milliseconds(500...8000))
+      }
     }
   }
 

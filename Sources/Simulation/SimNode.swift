@@ -53,6 +53,8 @@ final class SimNode {
   private var hung: [() -> Void] = []
   var writesFail = false
   var intentsFail = false
+  /// The next write of the intent map is the engine's last: it is not synced.
+  var engineDiesStoring = false
   /// The next daemon activity stops dead behind this many directives.
   var daemonDiesAfter: Int?
   /// It is the power that goes then.

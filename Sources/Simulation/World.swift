@@ -209,6 +209,7 @@ final class World {
       node.isDiskHung = false
       node.writesFail = false
       node.intentsFail = false
+      node.engineDiesStoring = false
       node.daemonDiesAfter = nil
       if node.daemon?.core.durableRecord == nil { node.killDaemon() }
       node.thaw()

@@ -96,6 +96,62 @@ import Testing
     #expect(try pair.read() == .absent)
   }
 
+  /// Labels and paths of the calls below the folder while `work` runs; `failing` fails, each time.
+  private func calls(failing: String? = nil, _ work: () throws -> Void) rethrows -> [String] {
+    let seen = Mutex<[String]>([])
+    let prefix = folder.path
+    HostCalls.setFaultHook { label, path in
+      guard path.hasPrefix(prefix) else { return nil }
+      seen.withLock { $0.append("\(label) \(path)") }
+      return label == failing ? EIO : nil
+    }
+    defer { HostCalls.setFaultHook(nil) }
+    try work()
+    return seen.withLock { $0 }
+  }
+
+  /// A process that ends between its rename and the sync of the folder leaves what a power cut may take back: whoever reads it, or that
+  /// it is gone, makes that durable first, or does not know it.
+  @Test func whatIsReadIsMadeDurableFirst() throws {
+    let sync = "durable.folder \(folder.path)"
+    let pair = DurablePair(path: folder.file("p"))
+    try pair.write([1])
+    _ = try? calls(failing: "durable.folder") { try pair.write([2]) }
+    var contents = DurablePair.Contents.absent
+    let ofPair = try calls { contents = try pair.read() }
+    #expect(ofPair.first == sync && contents == .value([2], sequence: 2, damaged: nil))
+    let file = folder.file("f")
+    _ = try? calls(failing: "durable.folder") { try DurableFile.write([3], to: file) }
+    for (path, expected) in [(file, [3]), (folder.file("none"), nil)] as [(String, [UInt8]?)] {
+      var found: [UInt8]?
+      let ofFile = try calls { found = try DurableFile.readDurable(path) }
+      #expect(ofFile.first == sync && found == expected)
+    }
+    #expect(try DurableFile.readDurable(folder.file("no/such/folder")) == nil)
+    for work in [{ _ = try pair.read() }, { _ = try DurableFile.readDurable(file) }] as [() throws -> Void] {
+      let error = #expect(throws: HostError.self) { try calls(failing: "durable.folder", work) }
+      #expect(error?.errno == EIO)
+    }
+  }
+
+  /// The same of what is found done already.
+  @Test func whatIsDoneAlreadyIsMadeDurable() throws {
+    let sync = "durable.folder \(folder.path)"
+    let file = folder.file("x")
+    let works: [() throws -> Void] = [
+      { try DurableFile.makeFolder(folder.file("made")) }, { try DurableFile.remove(file) },
+      { try DurableFile.setAside(folder.file("y"), stamp: "1") },
+    ]
+    try DurableFile.write([1], to: file)
+    try DurableFile.write([1], to: folder.file("y"))
+    for work in works {
+      #expect(throws: HostError.self) { try calls(failing: "durable.folder", work) }
+      #expect(throws: HostError.self) { try calls(failing: "durable.folder", work) }
+      let made = try calls(work)
+      #expect(made.last == sync)
+    }
+  }
+
   @Test func pairHasItsGoldenBytes() {
     let bytes = DurablePair.encode([0xAB, 0xCD], sequence: 5)
     let head: [UInt8] = [86, 77, 72, 65, 80, 65, 73, 82, 1, 0, 0, 0, 2, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0]

@@ -51,6 +51,23 @@ private func move(_ from: String, _ to: String, isOptional: Bool = false) throws
   }
 }
 
+/// The step behind a copy may delete its source, on another disk: a copy that is found done must not be lost with the power any more.
+@Test func aCopyThatWasDoneIsMadeDurable() throws {
+  try withAdoptionFolder { folder in
+    try DurableFile.write([1, 2, 3], to: "\(folder)/a")
+    try DurableFile.makeFolder("\(folder)/there")
+    let work = try move("\(folder)/a", "\(folder)/there/a")
+    HostCalls.setFaultHook { label, path in label == "durable.folder" && path == "\(folder)/there" ? EIO : nil }
+    defer { HostCalls.setFaultHook(nil) }
+    for _ in 0..<2 {
+      #expect(throws: HostError.self) { try AdoptionFiles.copy(work) { _ in } }
+      #expect(try AdoptionFiles.status(work.to) != nil)
+    }
+    HostCalls.setFaultHook(nil)
+    try AdoptionFiles.copy(work) { _ in }
+  }
+}
+
 @Test func copyOfAChangedFileIsRefused() throws {
   try withAdoptionFolder { folder in
     try DurableFile.write([1, 2, 3], to: "\(folder)/a")

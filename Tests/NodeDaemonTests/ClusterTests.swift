@@ -239,6 +239,31 @@ import Testing
     #expect(first.changes.withLock { $0.last?.configuration.detection } == .seconds(11))
   }
 
+  /// R5: what the other node's disk may still lose is not what it has: no second configuration may rest on it.
+  @Test func aChangeThatIsNotDurableThereIsNotSaidToBe() throws {
+    let (first, second) = try joinedPair(port: port)
+    var new = try #require(try first.membership()).configuration
+    new.detection = .seconds(7)
+    let folder = second.paths.configuration
+    // Not when it is read, but from its rename on.
+    let isRenamed = Mutex(false)
+    HostCalls.setFaultHook { label, path in
+      guard path.hasPrefix(folder) else { return nil }
+      return isRenamed.withLock { isRenamed in
+        isRenamed = isRenamed || label == "durable.rename"
+        return isRenamed && label == "durable.folder" ? EIO : nil
+      }
+    }
+    defer { HostCalls.setFaultHook(nil) }
+    for _ in 0..<2 {
+      #expect(clusterError { _ = try first.setup.change(to: new) { second.setup.answer($0) } }?.code == .damaged)
+      #expect(try first.membership()?.configuration.revision == 2)
+    }
+    HostCalls.setFaultHook(nil)
+    #expect(try second.membership()?.configuration.revision == 3, "it was renamed, and is to be seen")
+    #expect(try first.setup.change(to: new) { second.setup.answer($0) }.configuration.revision == 3)
+  }
+
   @Test func twoChangesAtTheSameMomentRefuseEachOther() throws {
     let (first, second) = try joinedPair(port: port)
     var (mine, theirs) = (

@@ -134,6 +134,24 @@ import Testing
     }
   }
 
+  /// vmhad ends between the rename of a record and the sync of its folder: a power cut may still bring the older one back, so it is not
+  /// known before the next vmhad has made it durable.
+  @Test func aRecordThatIsNotDurableIsNotKnown() throws {
+    try withModule { place in
+      var next = Self.record
+      next.standing = .outdated
+      let folder = place.folder
+      HostCalls.setFaultHook { label, path in label == "durable.folder" && path == folder ? EIO : nil }
+      #expect(throws: HostError.self) { try place.store.write(next) }
+      let refused = #expect(throws: HostError.self) { try place.store.load(hasGuest: false) }
+      #expect(refused?.errno == EIO)
+      HostCalls.setFaultHook(nil)
+      let loaded = try place.store.load(hasGuest: false)
+      #expect(loaded.record == next)
+      #expect(try place.store.isRecordWhole())
+    }
+  }
+
   /// Damaged: lost, loudly, and still there to be looked at; at most so many.
   @Test func aDamagedRecordIsSetAsideAndCountsAsLost() throws {
     try withModule { place in

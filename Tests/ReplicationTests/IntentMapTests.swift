@@ -311,13 +311,47 @@ private struct Rig {
     #expect(again.write(same, bytes(20)) && again.disk.zones(of: file) == .whole)
   }
 
+  /// R3: read out of the page cache, perhaps: set for whoever asks what differs, and no write relies on it.
+  @Test func whatWasReadIsDurableOnlyWhenItWasStored() {
+    var disk = IntentSnapshot()
+    disk.apply(.set(file, 3..<6))
+    disk.apply(.whole(identity(2), true))
+    var map = IntentMap(disk)
+    let (slot, other) = (map.slot(for: file), map.slot(for: identity(2)))
+    func isRelied() -> Bool {
+      let (zones, whole) = (map.touch(slot, bytes: bytes(4)), map.touch(other, bytes: toTheEnd))
+      #expect(zones == whole)
+      return zones
+    }
+    #expect(!isRelied() && map.hasPending && map.snapshot() == disk)
+    // Wanting them adds nothing: whatever is stored first holds them.
+    map.want(slot, bytes: bytes(4))
+    map.want(other, bytes: toTheEnd)
+    #expect(map.takeBatch() == IntentBatch(number: 1, changes: []) && map.takeBatch() == nil)
+    #expect(!isRelied())
+    map.failed(1)
+    #expect(!isRelied() && map.hasPending)
+    // Nor is anything of it cleared before.
+    for _ in 0..<3 { map.endRound(map.beginRound(busy: [])) }
+    #expect(map.snapshot() == disk)
+    map.want(slot, bytes: bytes(9))
+    #expect(map.takeBatch() == IntentBatch(number: 2, changes: [.set(file, 9..<10)]))
+    // It waits for a batch of its own, the snapshot that stored the one under way may not have it.
+    map.want(slot, bytes: bytes(20))
+    map.stored(2)
+    #expect(isRelied() && map.touch(slot, bytes: bytes(9)) && !map.touch(slot, bytes: bytes(20)))
+    #expect(map.takeBatch()?.changes == [.set(file, 20..<21)])
+  }
+
   @Test func whatWasReadIsSet() {
     var disk = IntentSnapshot()
     disk.apply(.set(file, 3..<6))
     disk.apply(.set(file, 1020..<1030))
     disk.apply(.whole(identity(2), true))
     var rig = Rig(disk)
-    #expect(rig.map.snapshot() == disk && rig.map.zonesSet == 13 && !rig.map.hasPending)
+    #expect(rig.map.snapshot() == disk && rig.map.zonesSet == 13)
+    rig.store()
+    #expect(rig.map.snapshot() == disk && rig.disk == disk && !rig.map.hasPending)
     #expect(rig.map.zones(of: file) == .zones([3..<6, 1020..<1030]))
     #expect(rig.map.zones(of: identity(2)) == .whole)
     #expect(rig.map.touch(rig.map.slot(for: file), bytes: bytes(1020, 10)) == true)

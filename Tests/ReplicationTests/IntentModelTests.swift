@@ -4,7 +4,8 @@ import Testing
 @testable import Replication
 
 /// A mirror, its disk and its peer, as simple as can be: which zones really may differ is kept beside the map, from
-/// the wording of R3. At every step the disk, in any state a crash may leave it in, must say at least that.
+/// the wording of R3. At every step the disk, in any state a power cut may leave it in, must say at least that; a process that
+/// ends leaves to the next one what it has written, synced or not.
 private struct IntentWorld {
   struct Write {
     let slot: Int
@@ -23,6 +24,8 @@ private struct IntentWorld {
   var random: SeededGenerator
   var map = IntentMap(IntentSnapshot(), pagesMax: 4)
   var disk = IntentSnapshot()
+  /// What a process reads: of the disk, or only of the page cache.
+  var cache = IntentSnapshot()
   /// What a write to the disk that is going on leads to, and the batch it is for.
   var underWay: (number: UInt64, result: IntentSnapshot)?
   var mustCheckpoint = false
@@ -112,14 +115,20 @@ private struct IntentWorld {
     guard let (number, result) = underWay else { return }
     underWay = nil
     if random.chance(20) {
-      if random.chance(50) { disk = result }
+      leaveHalfDone(result)
       mustCheckpoint = true
       map.failed(number)
     } else {
-      disk = result
+      (disk, cache) = (result, result)
       mustCheckpoint = false
       map.stored(number)
     }
+  }
+
+  /// Written, perhaps, and on the disk, perhaps.
+  private mutating func leaveHalfDone(_ result: IntentSnapshot) {
+    if random.chance(50) { cache = result }
+    if random.chance(50) { (disk, cache) = (result, result) }
   }
 
   // MARK: clearing and coming back
@@ -175,11 +184,13 @@ private struct IntentWorld {
   }
 
   private mutating func crash() {
-    if let (_, result) = underWay, random.chance(50) { disk = result }
+    if let (_, result) = underWay { leaveHalfDone(result) }
     underWay = nil
     mustCheckpoint = true
+    // Of the process, or of the whole node.
+    if random.chance(50) { cache = disk }
     // The file may be unreadable this time only.
-    map = IntentMap(random.chance(10) ? .everything : disk, pagesMax: 4)
+    map = IntentMap(random.chance(10) ? .everything : cache, pagesMax: 4)
     droppedRound = nil
     isInSync = false
     round = nil
