@@ -21,6 +21,11 @@ enum ForceWarning {
       return lines
     }
     switch mine.standing {
+    case _ where mine.recordLost == true:
+      lines.append(
+        "\(module.name) on \(node): its record is LOST, and nobody knows what this copy is worth: the newest there is, older than"
+      )
+      lines.append("\(peer)'s, or, if it was being resynchronised, half of one and half of another.")
     case .inconsistent:
       lines.append(
         "\(module.name) on \(node): this copy is in the middle of a resync and not usable: it will be refused.")
@@ -34,6 +39,10 @@ enum ForceWarning {
         "\(module.name) on \(node): this copy was in sync; whether \(peer) went on without it is not known. If it did,")
       lines.append("what was written there since is not in this copy.")
     case nil: lines.append("\(module.name) on \(node): nothing is known of what this copy is worth.")
+    }
+    if other?.recordLost == true {
+      lines.append(
+        "\(peer) lost its record: its copy, which may be the newer one, is overwritten by the one that is forced.")
     }
     if let facts = mine.branch { lines.append("  its data: \(Wording.age(facts, now: now))") }
     let serves = other.map { $0.current && ($0.state == .prim || $0.state == .alone) } ?? false

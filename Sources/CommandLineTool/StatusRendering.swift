@@ -72,11 +72,15 @@ struct StatusRendering {
     return table.lines(console)
   }
 
-  /// "PRIM", "SECOND transient, inconsistent", "(PRIM)" for what was last known of a node that is lost.
+  /// "PRIM", "SECOND transient, inconsistent", "WAIT blocked, record lost", "(PRIM)" for what was last known of a node that is lost.
   func state(_ node: ModuleNodeStatus) -> Styled {
     var text = node.state.rawValue
     if node.readiness != .ready { text += " \(node.readiness.rawValue)" }
-    if let standing = node.standing, standing != .uptodate { text += ", \(standing.rawValue)" }
+    if node.recordLost == true {
+      text += ", record lost"
+    } else if let standing = node.standing, standing != .uptodate {
+      text += ", \(standing.rawValue)"
+    }
     guard node.current else { return Styled("(\(text))", .dim) }
     switch (node.readiness, node.state) {
     case (.blocked, _): return Styled(text, .red)
@@ -158,7 +162,10 @@ struct StatusRendering {
       table.add(["because", Styled(node.sentence)])
       table.add(["guest", Styled(node.guest.rawValue)])
       let generation = node.generation.map { "generation \($0.number), branch \($0.branch)" } ?? "no generation"
-      table.add(["copy", Styled("\(node.standing?.rawValue ?? "unknown"), \(generation)")])
+      let copy =
+        node.recordLost == true
+        ? "its record is lost: nobody knows what it is worth" : "\(node.standing?.rawValue ?? "unknown"), \(generation)"
+      table.add(["copy", Styled(copy)])
       if let wait = node.resyncWait { table.add(["resync", Styled(Wording.wait(wait))]) }
       if let resync = node.resync { table.add(["resync", Styled(text(resync))]) }
       if let branch = node.branch {

@@ -84,6 +84,8 @@ public struct ModuleNodeStatus: Sendable, Codable, Hashable {
   public var readiness: Readiness
   /// nil: not known (never heard of), or no durable record.
   public var standing: Standing?
+  /// True: this node lost its durable record, and nobody knows what its copy is worth. nil = no.
+  public var recordLost: Bool?
   public var generation: GenerationStatus?
   public var guest: GuestState
   /// What it is doing or waiting for, and why.
@@ -115,6 +117,7 @@ public struct ModuleNodeStatus: Sendable, Codable, Hashable {
   enum CodingKeys: String, CodingKey {
     case node, id, current, state, readiness, standing, generation, guest, sentence, since, resync, branch
     case resyncWait = "resync_wait"
+    case recordLost = "record_lost"
   }
 }
 

@@ -7,11 +7,15 @@ public enum Reconnection: Sendable, Hashable {
   case split
   /// Neither copy can be used as it is.
   case noSource
+  /// The other node lost its record and may have been alone; this one is up to date and has not shown yet that its copy is the newest.
+  case awaitsProof(NodeID)
 }
 
 public enum Lineage {
   public static func decide(_ a: Hello, _ b: Hello) -> Reconnection {
     precondition(a.node != b.node, "two hellos of one node")
+    if a.recordLost == true { return besideLostRecord(b) }
+    if b.recordLost == true { return besideLostRecord(a) }
     if a.generation.branch == b.generation.branch { return sameBranch(a, b) }
     // R7: by descent, never by number.
     let aDescends = b.generation.branch == .empty || a.history.contains(b.generation.branch)
@@ -21,6 +25,15 @@ public enum Lineage {
     case (false, true): return usable(b, "its history contains the other's branch")
     default: return .split
     }
+  }
+
+  /// R0, R7: an empty history proves nothing about a copy whose record was lost, whatever the other one's says.
+  private static func besideLostRecord(_ other: Hello) -> Reconnection {
+    guard other.recordLost != true, other.standing == .uptodate else { return .noSource }
+    let isProven = other.provesNewest == true
+    guard other.isAlone || isProven else { return .awaitsProof(other.node) }
+    return .source(
+      other.node, why: "the other node lost its record, and this copy is \(isProven ? "the newest" : "served alone")")
   }
 
   /// R6: an outdated copy knows that a newer one was written. It ends to be outdated by itself only on the same branch, where nobody

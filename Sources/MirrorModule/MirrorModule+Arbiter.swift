@@ -82,6 +82,11 @@ extension MirrorModule {
     // Consent first, as soon as the peer can be asked again.
     timers[.patience] = nil
     arm(.arbiter, after: MirrorSettings.arbiterRetry)
+    if facesLostRecord {
+      return say(
+        "\(peerLostRecordText); no right to go on: \(why); asking again every "
+          + "\(MirrorSettings.arbiterRetry.milliseconds / 1000) s\(wayOut)", .alarm, rule: "R5")
+    }
     let stands = phase == .frozen ? "frozen" : "cannot go on"
     say(
       "\(stands): no consent of \(settings.peerName), and \(why); asking again every "

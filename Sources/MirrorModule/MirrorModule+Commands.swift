@@ -76,19 +76,20 @@ extension MirrorModule {
     case .waiting, .frozen: break
     default: return answer(command, .accepted("it runs already"))
     }
-    guard record.standing != .inconsistent else {
+    guard record.standing != .inconsistent || hasLostRecord else {
       return answer(
         command,
         .refused(
           what: "\(settings.module) cannot be forced on \(settings.nodeName)",
           why:
-            "this copy is in the middle of a resync, or what was known of it is lost: it may be half of one and half of another",
+            "this copy is in the middle of a resync: it may be half of one and half of another",
           next:
             "bring \(settings.peerName) back; if it never comes back, the files in the folder .vmha-\(settings.module) beside "
             + "the disks are plain files: copy them away and look what they are worth"))
     }
     // In a split both copies are kept: one of them may serve, as long as the other does not. Where none is usable, only this ends it.
-    let isPeerPassive = (splitWith != nil || hasNoSource) && peerBeat.map { !$0.isPrimary } ?? false
+    let isStalemate = splitWith != nil || hasNoSource || hasLostRecord || facesLostRecord
+    let isPeerPassive = isStalemate && peerBeat.map { !$0.isPrimary } ?? false
     guard peerAlive == false || isPeerPassive else {
       return answer(
         command,
@@ -96,13 +97,19 @@ extension MirrorModule {
           what: "\(settings.module) is not forced", why: "\(settings.peerName) answers, or was not given the time to",
           next: "let both meet, or make sure that \(settings.peerName) is off and repeat"))
     }
-    let both = splitWith == nil ? "" : "; it is SPLIT: this copy has writes of its own, and both copies stay"
-    answer(command, .accepted("forced: writes that only \(settings.peerName) has are not in this copy\(both)"))
+    var costs = splitWith == nil ? "" : "; it is SPLIT: this copy has writes of its own, and both copies stay"
+    if hasLostRecord {
+      costs =
+        "; nobody knows what this copy is worth: if it was being resynchronised, it is half of one and half of another"
+    } else if hasPeerLostRecord {
+      costs = "; \(settings.peerName) lost its record, and its copy is overwritten by this one"
+    }
+    answer(command, .accepted("forced: writes that only \(settings.peerName) has are not in this copy\(costs)"))
     goAlone(.force, "the operator forced the start")
   }
 
   /// R7 has found no copy that can be the source.
-  private var hasNoSource: Bool {
+  var hasNoSource: Bool {
     handshake.flatMap { shake in shake.theirs.map { Lineage.decide(shake.mine, $0) == .noSource } } ?? false
   }
 
@@ -111,6 +118,7 @@ extension MirrorModule {
     blockedBy = nil
     engineDeaths = []
     timers[.bootWait] = nil
+    forgetLostRecord()
     phase = .waiting
     say("starting: looking for \(settings.peerName)", .notice)
     engineReady ? engine(.connect) : startEngine()

@@ -76,7 +76,7 @@ extension MirrorModule {
         engine(.unmount(force: true))
       }
     case (.replica, _):
-      guard let session = report.session, record.standing != .outdated, !isRecordLost else {
+      guard let session = report.session, record.standing != .outdated, !hasLostRecord else {
         // R5: a node that consented has ended its session; it never adopts in it. R0: one that has lost its record may have adopted, and
         // its peer, in sync, would never ask again: they meet anew.
         return endSession()

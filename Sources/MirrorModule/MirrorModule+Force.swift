@@ -34,6 +34,13 @@ extension MirrorModule {
   /// What ends a wait for the other node, apart from that node.
   var wayOut: String {
     let byHand = "vmha start \(settings.module) --force, here"
+    if hasLostRecord { return ". To take this copy as it is, whatever it is worth: \(byHand)" }
+    if hasPeerLostRecord, peerAlive == true {
+      let there = "vmha start \(settings.module) --force, on \(settings.peerName)"
+      return record?.standing == .inconsistent
+        ? ". To take \(settings.peerName)'s copy as it is: \(there)"
+        : ". To choose this copy: \(byHand); or \(settings.peerName)'s as it is: \(there)"
+    }
     if record?.standing == .inconsistent { return "" }
     guard let patience = forceAfter else { return ". If it never comes back: \(byHand)" }
     return ". If it stays lost for \(spoken(patience)) this copy is forced (force-after); at once: \(byHand)"

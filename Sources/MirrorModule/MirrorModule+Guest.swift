@@ -147,7 +147,7 @@ extension MirrorModule {
   }
 
   private mutating func fire(_ kind: TimerKind) {
-    // bootWait, quiet, patience, takeover and force stay set: `consider` reads that they have passed. They are moved out of
+    // bootWait, quiet, patience, takeover, force and lostRecord stay set: `consider` reads that they have passed. They are moved out of
     // the wake-ups.
     switch kind {
     case .peerUnknown:
@@ -191,7 +191,7 @@ extension MirrorModule {
       timers[kind] = nil
       if let id = watch.openRead ?? watch.openSwap { arbiterFailed(id, "it gave no answer in time") }
     case .stable: becameStable()
-    case .bootWait, .quiet, .patience, .fenceStagger, .takeover, .force: break
+    case .bootWait, .quiet, .patience, .fenceStagger, .takeover, .force, .lostRecord: break
     }
   }
 }

@@ -6,7 +6,7 @@ extension MirrorModule {
     record.map {
       Hello(
         node: settings.node, record: $0, isAlone: isAlone,
-        guestRunning: guest.isPresent, continuous: isContinuous)
+        guestRunning: guest.isPresent, continuous: isContinuous, provesNewest: provesNewest($0))
     }
   }
 
@@ -22,6 +22,7 @@ extension MirrorModule {
       if peerAlive == false { arm(.arbiter, after: settings.detection) }
       timers[.patience] = nil
       connectedAt = now
+      hasPeerLostRecord = false
       handshake = Handshake(session: session, mine: mine)
       note("connected to \(settings.peerName) over \(link)", rule: "R7")
       out.append(.sendPeer(session, .hello(mine)))
@@ -71,16 +72,18 @@ extension MirrorModule {
     }
     shake.theirs = theirs
     handshake = shake
+    hasPeerLostRecord = theirs.recordLost == true
     switch Lineage.decide(shake.mine, theirs) {
     case .split: split(theirs)
-    case .noSource:
-      say(
-        "neither copy is usable as it is: this one is \(shake.mine.standing.rawValue), \(settings.peerName)'s is "
-          + "\(theirs.standing.rawValue); an outdated one goes on only by 'vmha start \(settings.module) --force' there",
-        .alarm, rule: "R7")
+    case .awaitsProof(settings.node):
+      splitWith = nil
+      note("\(peerLostRecordText); nothing is overwritten before that is known", .alarm, rule: "R7")
+    case .awaitsProof, .noSource:
+      say(withoutSource(theirs, mine: shake.mine), .alarm, rule: "R7")
       endFrozenRole()
     case .source(settings.node, let why):
       noteResolved(theirs)
+      announceOverwriting()
       splitWith = nil
       handshake?.awaitsTarget = true
       // R3: maps say what differs since these two copies were last the same; of any other two they say nothing.
@@ -121,7 +124,9 @@ extension MirrorModule {
     bringUp = nil
     offers = false
     startByOperator = false
-    for timer in [TimerKind.bootWait, .ask, .offer, .quiet, .holdGuest, .guestRetry, .takeover, .force, .stable] {
+    for timer in [
+      TimerKind.bootWait, .ask, .offer, .quiet, .holdGuest, .guestRetry, .takeover, .force, .stable, .lostRecord,
+    ] {
       timers[timer] = nil
     }
     if guest.isLive {
@@ -141,6 +146,8 @@ extension MirrorModule {
       record.standing = .inconsistent
       record.peerOutdated = nil
       record.wroteLast = false
+      // R0: from here on it is overwritten by one that is newer: it can be the newest no more.
+      record.recordLost = nil
     }
     phase = .target(session)
     engine(.acceptReplication(session))
@@ -186,6 +193,7 @@ extension MirrorModule {
   private mutating func targetReady(_ claim: BranchID?, _ session: SessionID) {
     guard let shake = handshake, shake.session == session, shake.awaitsTarget else { return }
     handshake = nil
+    hasPeerLostRecord = false
     let claims = [claim].compactMap { $0 }
     switch phase {
     case .alone:
@@ -333,6 +341,7 @@ extension MirrorModule {
 
   mutating func nodeLost() {
     peerAlive = false
+    forgetLostRecord()
     peerBeat = nil
     timers[.peerUnknown] = nil
     timers[.quiet] = nil
@@ -349,6 +358,7 @@ extension MirrorModule {
 
   mutating func nodeRestarted() {
     note("\(settings.peerName) was restarted", .notice)
+    forgetLostRecord()
     peerBeat = nil
     timers[.quiet] = nil
     // Its engine died with it: do not wait for the connection to find out. A session younger than the detection time is

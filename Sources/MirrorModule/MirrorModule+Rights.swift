@@ -31,7 +31,7 @@ extension MirrorModule {
     case .waiting, .frozen, .alone: break
     default: return
     }
-    guard wish.started, !offers, openAsk == nil, timers[.reconnect] == nil else { return }
+    guard wish.started, !offers, openAsk == nil, timers[.reconnect] == nil, !asksDespitePeer else { return }
     engine(.connect)
   }
 
@@ -49,9 +49,7 @@ extension MirrorModule {
   }
 
   mutating func considerWaiting() {
-    guard engineReady, let record, handshake == nil || peerAlive == false, splitWith == nil || handshake == nil else {
-      return
-    }
+    guard engineReady, let record, maySeekRight, splitWith == nil || handshake == nil else { return }
     if !wish.started, guest == .off { return closeEngine() }
     if guest.isLive {
       // A guest from before this process: without its engine its disks are gone, it cannot go on.
@@ -66,7 +64,7 @@ extension MirrorModule {
     switch peerAlive {
     case nil: return
     case .some(false): considerPeerLost(record)
-    case .some(true): considerPeerAlive(record)
+    case .some(true): facesLostRecord ? considerLostRecord(record) : considerPeerAlive(record)
     }
   }
 
@@ -76,7 +74,7 @@ extension MirrorModule {
     if right.isProven { return true }
     guard right == .force || settings.arbiter.isUnproven else { return false }
     // An unproven mark proves nothing about a peer that is there: meet it first.
-    if peerAlive == false { return true }
+    if peerAlive == false || facesLostRecord { return true }
     guard peerAlive == true, let beat = peerBeat else { return false }
     if beat.state == .stop { return true }
     // No session comes up: this copy descends from the peer's, and the peer serves nobody.
@@ -98,6 +96,7 @@ extension MirrorModule {
 
   private mutating func considerPeerLost(_ record: DurableRecord) {
     if forces(record) { return }
+    if hasLostRecord { return say("\(lostRecordText)\(wayOut)", .alarm, rule: "R0") }
     guard record.standing == .uptodate else {
       let copy =
         record.standing == .inconsistent
@@ -152,8 +151,9 @@ extension MirrorModule {
   }
 
   private mutating func considerFrozen() {
-    guard engineReady, handshake == nil || peerAlive == false else { return }
+    guard engineReady, let record, maySeekRight else { return }
     switch peerAlive {
+    case .some(true) where facesLostRecord: considerLostRecord(record)
     case .some(true):
       if settings.arbiter.overrulesLivePeer {
         armOnce(.patience, after: settings.detection + MirrorSettings.frozenPatience)
@@ -201,6 +201,7 @@ extension MirrorModule {
       record.claim = nil
       record.consentedTo = nil
       record.wroteLast = true
+      record.recordLost = nil
     }
     openAsk = nil
     isOverruled = false
@@ -208,6 +209,7 @@ extension MirrorModule {
     offers = false
     for timer in [
       TimerKind.ask, .askAnswer, .patience, .quiet, .bootWait, .offer, .reconnect, .takeover, .force, .stable,
+      .lostRecord,
     ] { timers[timer] = nil }
     phase = .alone
     say(Self.aloneSentence(right, why, peer: settings.peerName), right.isProven ? .notice : .warning, rule: "R4")
@@ -257,7 +259,8 @@ extension MirrorModule {
     case .granted(let nonce, let generation, let claim):
       // R4, R5: a right that arrives after standing, session or generation changed is dropped.
       guard let ask = openAsk, ask.nonce == nonce, let record, record.generation == generation,
-        record.standing == .uptodate, session == nil, isStopping || phase == .waiting || phase == .frozen
+        record.standing == .uptodate, session == nil, isStopping || phase == .waiting || phase == .frozen,
+        !hasPeerLostRecord
       else { return note("a consent that is not asked for any more was dropped", rule: "R4") }
       openAsk = nil
       timers[.askAnswer] = nil
@@ -288,6 +291,8 @@ extension MirrorModule {
   mutating func consent(to request: ConsentRequest) -> ConsentReply {
     func refuse(_ why: String) -> ConsentReply { .refused(nonce: request.nonce, why: why) }
     guard let record else { return refuse("this node has no usable record of the module") }
+    // R0: it may have gone on alone.
+    if hasLostRecord { return refuse("this node lost its record of the module, its copy may be the newer one") }
     if isAlone { return refuse("alone") }
     // It may hold a mount, or a session whose end could not be told to it.
     guard isEngineKnown else { return refuse("this node does not know yet what its engine does") }

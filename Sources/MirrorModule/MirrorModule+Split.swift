@@ -120,7 +120,7 @@ extension MirrorModule {
 
   /// On the node whose copy goes on.
   mutating func noteResolved(_ theirs: Hello) {
-    guard splitWith != nil else { return }
+    guard splitWith != nil, theirs.recordLost != true else { return }
     note("the split is resolved: \(settings.peerName) has given its branch up", .notice, rule: "R12")
   }
 }

@@ -83,7 +83,7 @@ public struct MirrorModule: Sendable, Codable, Hashable {
   enum TimerKind: String, Sendable, Codable, Hashable, CaseIterable {
     case peerUnknown, bootWait, ask, askAnswer, patience, offer, engineStart, reconnect, guestRetry, holdGuest, quiet,
       adopt, suspension, surrender, arbiter, arbiterAnswer, fenceStagger, witness, witnessAnswer, takeover, stable,
-      force
+      force, lostRecord
   }
 
   public internal(set) var settings: MirrorSettings
@@ -105,8 +105,8 @@ public struct MirrorModule: Sendable, Codable, Hashable {
   /// The guest was shutting down when it was cut off, and is destroyed instead.
   var isCutShort = false
   var engineReady = false
-  /// R0: this process found no record: what its engine was told under it counts no more.
-  var isRecordLost = false
+  /// The peer said so in its HELLO of the present session, or of the last one.
+  var hasPeerLostRecord = false
   /// What an engine that outlived an earlier vmhad holds is known, or that there is none.
   var isEngineKnown = false
   var engineStarting = false
@@ -318,7 +318,10 @@ public struct MirrorModule: Sendable, Codable, Hashable {
 
   mutating func dropSession() {
     abandonSurrender("the session with \(settings.peerName) was lost")
+    // R0: a peer that was to become the target may have done so: then its mark is gone, and its consent counts.
+    let mayHaveYielded = handshake?.awaitsTarget == true
     handshake = nil
+    if mayHaveYielded { forgetLostRecord() }
     startCheck = nil
     resyncSession = nil
     resync = nil
@@ -361,13 +364,13 @@ public struct MirrorModule: Sendable, Codable, Hashable {
     isSuspensionWanted = guest == .suspended
     arm(.peerUnknown, after: settings.detection)
     if record == nil {
-      isRecordLost = true
-      // R0: an unreadable record = not up to date, all zones. The copy can only be the target of a resync.
-      self.record = .empty
-      out.append(.persist(.empty))
+      // R0: an unreadable record = not up to date, all zones. Durable before anything is said to the peer, so that a crash from here
+      // on finds this mark, or again no record.
+      self.record = .lost
+      out.append(.persist(.lost))
       note(
-        "the durable record of this copy is missing or unreadable: the copy is rebuilt from \(settings.peerName)",
-        .alarm, rule: "R0")
+        "the durable record of this copy is missing or unreadable: this node may have gone on alone, and nobody knows any more; its copy "
+          + "is rebuilt only from one that is known to be the newest", .alarm, rule: "R0")
     }
     // An engine may have outlived an earlier vmhad: it is asked also when the module should be stopped.
     phase = .waiting

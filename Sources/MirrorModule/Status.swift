@@ -20,6 +20,8 @@ public struct MirrorStatus: Sendable, Codable, Hashable {
   public var arbiterTrouble: String?
   /// The arbiter that this core would ask: what it was told before is answered or void (R5). nil = a version that does not say.
   public var arbiter: ArbiterPolicy?
+  /// R0: this node lost its record, and nobody knows what its copy is worth. nil = no.
+  public var recordLost: Bool?
 }
 
 extension MirrorModule {
@@ -32,7 +34,8 @@ extension MirrorModule {
       splitGeneration: splitWith?.generation,
       sentence: splitWith != nil
         ? splitSentence : guestSentence,
-      since: sentenceSince, resync: resync, arbiterTrouble: watch.trouble, arbiter: settings.arbiter)
+      since: sentenceSince, resync: resync, arbiterTrouble: watch.trouble, arbiter: settings.arbiter,
+      recordLost: record?.recordLost)
   }
 
   /// R12: the operator has chosen; this end of the split comes by itself, however long the archive takes.
@@ -65,9 +68,9 @@ extension MirrorModule {
     return switch phase {
     case .stopped: (.stop, .ready)
     case .waiting:
-      isContinuous && arbiterRefusal == nil
+      isContinuous && arbiterRefusal == nil && !facesLostRecord
         ? (.second, .transient) : (.wait, waitsForOthers ? .blocked : .transient)
-    case .frozen: (.prim, peerAlive == false && arbiterGivesNothing ? .blocked : .transient)
+    case .frozen: (.prim, isStuckBesideLostRecord || peerAlive == false && arbiterGivesNothing ? .blocked : .transient)
     case .alone: (.alone, guestUp)
     case .adopting: (.prim, .transient)
     case .prim: (.prim, guestUp)
@@ -80,6 +83,7 @@ extension MirrorModule {
   }
 
   private var waitsForOthers: Bool {
+    if hasLostRecord || isStuckBesideLostRecord || hasNoSource { return true }
     guard let record, engineReady, peerAlive == false else { return false }
     return record.standing != .uptodate || arbiterGivesNothing || settings.arbiter.fences && !isContinuous
   }

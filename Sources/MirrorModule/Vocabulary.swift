@@ -49,8 +49,16 @@ public struct Hello: Sendable, Codable, Hashable {
   public var continuous: Bool
   public var wroteLast: Bool
   public var pairing: UInt64?
+  /// R0: its record was lost, and may have said that it was alone. nil = no.
+  public var recordLost: Bool?
+  /// Whatever the other node's record said before it was lost, this copy is the newest. nil = a version that does not say: it can
+  /// show it only by being alone.
+  public var provesNewest: Bool?
 
-  public init(node: NodeID, record: DurableRecord, isAlone: Bool, guestRunning: Bool, continuous: Bool) {
+  public init(
+    node: NodeID, record: DurableRecord, isAlone: Bool, guestRunning: Bool, continuous: Bool,
+    provesNewest: Bool? = nil
+  ) {
     self.node = node
     generation = record.generation
     history = record.history
@@ -61,6 +69,8 @@ public struct Hello: Sendable, Codable, Hashable {
     self.continuous = continuous
     wroteLast = record.wroteLast
     pairing = record.pairing
+    recordLost = record.recordLost
+    self.provesNewest = provesNewest
   }
 }
 
@@ -166,7 +176,7 @@ public enum Answer: Sendable, Codable, Hashable {
 }
 
 public enum Event: Sendable, Codable, Hashable {
-  /// First event of a core's life, once the shell has read what is on disk. No record = nothing usable here yet.
+  /// First event of a core's life, once the shell has read what is on disk. No record = it is lost (R0).
   case loaded(record: DurableRecord?, wish: Wish, guest: GuestState, limits: ModuleLimits = ModuleLimits())
   /// Instead of `loaded`, and before it: what is on disk cannot be read now, so that nothing is known; the shell goes on trying. May
   /// come again with another reason.

@@ -54,6 +54,9 @@ public struct DurableRecord: Sendable, Codable, Hashable {
   public var wroteLast: Bool
   /// R5: the witness as it was last seen; nil = never while both nodes were in sync: then it gives this node no right.
   public var witness: WitnessMark?
+  /// R0: the record before this one was lost, and with it whether this node was alone: its copy may be the newest, and only the operator
+  /// can say so. Ends when this node becomes a target (R7), or by force. nil = no, as in records of versions that do not know of it.
+  public var recordLost: Bool?
 
   public init(generation: Generation, standing: Standing) {
     self.generation = generation
@@ -64,6 +67,13 @@ public struct DurableRecord: Sendable, Codable, Hashable {
 
   /// A copy that holds nothing, or nothing that can be known: only ever the target of a resync.
   public static let empty = DurableRecord(generation: Generation(number: 0, branch: .empty), standing: .inconsistent)
+
+  /// R0: what a node writes that finds its record lost.
+  public static var lost: DurableRecord {
+    var record = empty
+    record.recordLost = true
+    return record
+  }
 
   public mutating func appendHistory(_ branches: [BranchID]) {
     for branch in branches where !history.contains(branch) { history.append(branch) }

@@ -168,7 +168,10 @@ extension Daemon {
   private func refuseUnlessEmpty(_ name: ModuleName) throws {
     switch try ModuleStore(paths: paths, module: name).readRecord() {
     case .absent: return
-    case .valid(let record) where record.generation.branch == .empty && runner(name).map(isStopped) ?? true: return
+    // R0: one whose record was lost may hold the newest data there is.
+    case .valid(let record)
+    where record.generation.branch == .empty && record.recordLost != true && runner(name).map(isStopped) ?? true:
+      return
     case .valid, .damaged:
       throw AdoptionError(
         .conflict, what: "\(name): the carried copy", why: "the module's copy on \(nodeName) is in use already",

@@ -125,6 +125,7 @@ extension Daemon {
       standing: status.standing, generation: status.generation.map(GenerationStatus.init),
       guest: current ? guestWord(status.guest) : .unknown, sentence: status.sentence, since: since)
     entry.resync = status.resync.map(ResyncStatus.init)
+    entry.recordLost = status.recordLost
     return entry
   }
 

@@ -42,8 +42,9 @@ extension ModuleStore {
   /// For names of files that are set aside: sorts by age, without characters that shells mind.
   static func stamp() -> String { "\(WallTime.now())".filter { $0 != ":" } }
 
-  /// R0: what is absent is new; what is damaged is set aside, and counts as lost; what the host does not let be read is not known:
-  /// throws `HostError`, and nothing was written over it.
+  /// R0: a wish or counts that are absent are new, a record that is absent is lost: `vmha add` wrote one before the module was served.
+  /// What is damaged is set aside, and counts as lost: a crash before the core has written what that means finds it absent. What the
+  /// host does not let be read is not known: throws `HostError`, and nothing was written over it.
   /// `hasGuest`: a guest is there at this moment, or may be.
   func load(hasGuest: Bool) throws -> LoadedModule {
     var loaded = LoadedModule(wish: Wish(started: false, version: 0), limits: ModuleLimits())

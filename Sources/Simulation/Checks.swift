@@ -23,12 +23,9 @@ struct Ledger {
   var acknowledgements = 0
   var guestStarts = 0
 
-  /// Nothing is promised of these branches any more.
-  mutating func forget(_ isForgotten: (BranchID) -> Bool) {
-    for block in floors.indices { floors[block] = floors[block].filter { !isForgotten($0.key) } }
-    names.removeAll { isForgotten($0.branch) }
-    acknowledged.removeAll { isForgotten($0.branch) }
-  }
+  /// Branches that the operator began on a copy whose record was lost: what they descend from is not known, and nothing but what was
+  /// written since is promised of them.
+  var blind: Set<BranchID> = []
 
   mutating func newWrite() -> Int {
     turns.append((0, .empty))
@@ -164,7 +161,7 @@ extension World {
     }
     for block in 0..<Contents.blockCount {
       let held = ledger.turns[contents.blocks[block]]
-      if held.order > 0, !record.history.contains(held.branch) {
+      if held.order > 0, !record.history.contains(held.branch), ledger.blind.isDisjoint(with: record.history) {
         violate(
           "I8: \(node.name) starts a guest on block \(block) of branch \(held.branch), which is not in its history")
       }
@@ -306,12 +303,26 @@ extension World {
       if peer(of: node).record?.generation.branch == .empty { violate("I12: both nodes have given up their branches") }
       return
     }
+    if old.recordLost == true, next.recordLost != true, next.peerOutdated != .force { checkProof(beside: node) }
     if next.generation.number < old.generation.number { violate("I6: \(node.name)'s generation goes back") }
     if old.generation != next.generation, next.peerOutdated == nil, old.standing != .inconsistent {
       violate("I6: \(node.name) raises without the mark 'peer outdated'")
     }
     if old.generation.branch != .empty, !next.history.contains(old.generation.branch) {
       violate("I6: \(node.name) leaves its history")
+    }
+  }
+
+  /// I18: a copy whose record was lost is given up only for one that has a right, or that was in sync in this boot under a fence.
+  private func checkProof(beside node: SimNode) {
+    let peer = self.peer(of: node)
+    // What the peer has become since it said so proves nothing against it.
+    guard let session = node.engine?.session?.id, peer.engine?.session?.id == session, let record = peer.record else {
+      return
+    }
+    let wasInSync = record.bootAtLastSync == "\(peer.name)\(peer.boot)" && peer.arbiter.fences
+    if record.standing != .uptodate || record.peerOutdated == nil && !wasInSync {
+      violate("I18: \(node.name) lost its record, and gives its copy up for one that may be older")
     }
   }
 

@@ -15,11 +15,12 @@ public enum Met: Int, CaseIterable, Sendable {
   // The operator.
   case commandStart, commandStop, commandSwap, commandResolve, commandForce
   case arbiterChanged, arbiterChangedHalf, arbiterTakenOver, forcedAtEnd
+  case lostRecordForced
   // Ways back.
   case guestStarted, guestSuspended, guestReleased, guestHandedOver, consentAsked, consentGranted, consentRefused
   case resyncBegun, resyncCopied, adopted, barrier, split, branchArchived, branchGivenUp, claimMade, witnessRead
   case witnessSwapped, witnessAgreed, peerFenced, pinged, engineForcedOff, filesSynced, offered
-  case startByStanding, begunInSync, nothingUsable, convergedAtEnd, splitAtEnd, restartsUsedUp
+  case startByStanding, begunInSync, lostRecordTold, convergedAtEnd, splitAtEnd, restartsUsedUp
   // The data.
   case intentAwaited, intentsCleared, intentsUnknown, intentsNotWritten, intentsDamaged, overlapWaited, leftToCopy
   case copyWaitedForWrite, resyncByMap, resyncOfEverything, stallNoticed, writeFailed, diskSlow, diskError
@@ -46,7 +47,7 @@ public enum Met: Int, CaseIterable, Sendable {
     case .pinged: arbiter == .ping
     case .rightByPolicy, .split, .splitAtEnd, .branchArchived, .branchGivenUp: arbiter.isUnproven
     // Two faults at a time.
-    case .nothingUsable, .forcedAtEnd: false
+    case .lostRecordForced, .forcedAtEnd: false
     default: true
     }
   }
@@ -81,7 +82,8 @@ extension World {
       case .adopted: meet(.adopted)
       case .witnessAdopted: meet(.witnessAgreed)
       case .gaveUp: meet(.restartsUsedUp)
-      case .hello, .targetReady, .adopt, .giveUp, .goOn, .adoptWitness: break
+      case .hello(let hello): if hello.recordLost == true { meet(.lostRecordTold) }
+      case .targetReady, .adopt, .giveUp, .goOn, .adoptWitness: break
       }
     case .engine(let command):
       switch command {

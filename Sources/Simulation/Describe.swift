@@ -66,6 +66,7 @@ extension Names {
       + (record.consentedTo.map { " consentedTo=\(describe($0))" } ?? "") + (record.wroteLast ? " wroteLast" : "")
       + (record.claim.map { " claim=\(name("b", $0.rawValue))" } ?? "")
       + (record.witness.map { " witness=\($0.cluster).\($0.revision)" } ?? "")
+      + (record.recordLost == true ? " recordLost" : "")
   }
 
   private mutating func describe(_ message: PeerMessage) -> String {
@@ -73,7 +74,8 @@ extension Names {
     case .hello(let hello):
       "HELLO \(describe(hello.generation)) \(hello.standing.rawValue)" + (hello.isAlone ? " alone" : "")
         + (hello.guestRunning ? " guestRunning" : "") + (hello.continuous ? " continuous" : "")
-        + (hello.wroteLast ? " wroteLast" : "")
+        + (hello.wroteLast ? " wroteLast" : "") + (hello.recordLost == true ? " recordLost" : "")
+        + (hello.provesNewest == true && !hello.isAlone ? " provesNewest" : "")
     case .targetReady: "TARGET-READY"
     case .adopt(let generation, _, _): "ADOPT \(describe(generation))"
     case .adopted: "ADOPTED"

@@ -52,21 +52,18 @@ struct RandomRun {
     for node in world.nodes { world.command(.start(force: false), at: node) }
     var isBack = world.run(upTo: .seconds(120)) { world.isConverged || world.isSplit }
     if !isBack, world.violations.isEmpty, let node = nodeToForce {
-      // The only copy that was whole has lost its record: the operator takes the older one.
       world.meet(.forcedAtEnd)
       world.command(.start(force: true), at: node)
       isBack = world.run(upTo: .seconds(120)) { world.isConverged || world.isSplit }
     }
     if let violation = world.violations.first { return violation }
-    if !isBack, isNothingUsable {
-      world.meet(.nothingUsable)
-      return nil
-    }
     guard isBack else { return missed("I9", "does not come back: " + states) }
     if world.isSplit, world.random.chance(70) {
       // Resolved, it comes back too.
       world.run(for: .seconds(2))
-      world.giveUp(world.nodes[world.random.below(2)])
+      // Beside a copy whose record was lost and that was forced, the other one may be half copied: nobody can keep that.
+      let choices = world.nodes.filter { world.peer(of: $0).record?.standing == .uptodate }
+      if !choices.isEmpty { world.giveUp(choices[world.random.below(choices.count)]) }
       _ = world.run(upTo: .seconds(120)) { world.isConverged }
       if let violation = world.violations.first { return violation }
       guard world.isConverged else { return missed("I9", "does not come back after it was resolved: " + states) }
@@ -80,17 +77,22 @@ struct RandomRun {
     return nil
   }
 
-  /// R6: an outdated copy goes on only by the operator's word; asked for where no other copy can.
+  /// What only the operator can choose: an outdated copy (R6), or either one where a record was lost (R0).
   private var nodeToForce: SimNode? {
-    guard world.coverage.hasMet(.recordLost), !world.nodes.contains(where: { $0.record?.standing == .uptodate }) else {
-      return nil
+    // Whoever goes on by himself is not to be forced: the status says that nobody does.
+    guard world.coverage.hasMet(.recordLost), world.nodes.allSatisfy({ world.status($0)?.readiness == .blocked })
+    else { return nil }
+    let choices = world.nodes.filter { node in
+      let peer = world.peer(of: node)
+      guard let record = node.record, world.status(peer)?.state != .prim else { return false }
+      switch record.standing {
+      case .uptodate: return peer.record?.recordLost == true
+      case .outdated: return peer.record?.standing != .uptodate
+      // Whoever forces the half copy has a mixed one, as he was told.
+      case .inconsistent: return record.recordLost == true && !node.copy.isMixed
+      }
     }
-    return world.nodes.first { $0.record?.standing == .outdated }
-  }
-
-  /// A record was lost while the other copy was in the middle of its resync: two faults at a time, and nothing is promised.
-  private var isNothingUsable: Bool {
-    world.coverage.hasMet(.recordLost) && world.nodes.allSatisfy { $0.record?.standing == .inconsistent }
+    return choices.isEmpty ? nil : choices[world.random.below(choices.count)]
   }
 
   private func arbiterFault(at node: SimNode) {

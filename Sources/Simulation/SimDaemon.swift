@@ -88,6 +88,12 @@ final class SimDaemon {
       }
       world.checkPersist(record, at: node)
       if record.peerOutdated == .force { world.allowSplit() }
+      if node.record?.recordLost == true, record.peerOutdated == .force {
+        world.meet(.lostRecordForced)
+        world.ledger.blind.insert(record.generation.branch)
+        // The operator takes it as it is, whatever it is.
+        node.copy.isMixed = false
+      }
       node.record = record
     case .persistWish(let wish):
       if node.persistFails { return false }

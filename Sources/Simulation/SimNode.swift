@@ -119,9 +119,6 @@ final class SimNode {
     if isRecordLost {
       world.meet(.recordLost)
       servedUnder = engine == nil ? nil : servedUnder ?? record
-      // Where nobody else knows of its branch, the other copy counts as the newest (docs/simulation.md).
-      let known = world.peer(of: self).record?.history ?? []
-      world.ledger.forget { [record] in record?.history.contains($0) ?? false && !known.contains($0) }
       record = nil
       isRecordLost = false
     }

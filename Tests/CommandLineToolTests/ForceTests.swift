@@ -46,6 +46,19 @@ import Testing
     #expect(try await said(waiting(.inconsistent)).contains("not usable: it will be refused"))
   }
 
+  /// It may be the best copy there is: it is offered, and what it may be worth is said.
+  @Test func aLostRecordIsOfferedWithItsRisk() async throws {
+    let here = waiting(.inconsistent) { $0.nodes[0].recordLost = true }
+    let text = try await said(here)
+    #expect(text.contains("its record is LOST") && text.contains("half of one and half of another"))
+    #expect(!text.contains("refused"))
+    let overview = try await vmha(["status"], on: here).output
+    #expect(overview.contains("WAIT blocked, record lost") && !overview.contains("blocked, inconsistent"))
+    #expect(try await vmha(["status", "vm1"], on: here).output.contains("its record is lost: nobody knows"))
+    let there = try await said(waiting(.uptodate) { $0.nodes[1].recordLost = true })
+    #expect(there.contains("node2 lost its record: its copy, which may be the newer one, is overwritten"))
+  }
+
   @Test func aSplitSaysThatThisCopyHasWritesOfItsOwn() async throws {
     let text = try await said(waiting(.uptodate) { $0.split = true })
     #expect(text.contains("vm1 is SPLIT. This copy has writes of its own, and node2's copy has others"))

@@ -140,18 +140,18 @@ import Testing
 
   /// The peer's record cannot be read any more, and this copy is known to be older than what the peer had: nothing is overwritten
   /// before the operator has said so.
-  @Test func anOutdatedCopyIsNoSourceOverALostRecord() {
+  @Test(arguments: [DurableRecord.lost, .empty]) func anOutdatedCopyIsNoSourceOverALostRecord(lost: DurableRecord) {
     var outdated = record
     outdated.standing = .outdated
     var core = loaded(outdated)
     _ = core.handle(.engine(.ready(report(.idle, .frozen, mounted: false))), at: start)
     _ = core.handle(.nodeAlive, at: start)
     _ = core.handle(.engine(.connected(session, link: "storage")), at: start)
-    let lost = Hello(node: .second, record: .empty, isAlone: false, guestRunning: false, continuous: false)
-    _ = core.handle(.peerMessage(session, .hello(lost)), at: start)
+    let theirs = Hello(node: .second, record: lost, isAlone: false, guestRunning: false, continuous: false)
+    _ = core.handle(.peerMessage(session, .hello(theirs)), at: start)
     let ready = core.handle(.peerMessage(session, .targetReady(claim: nil)), at: start)
     #expect(!ready.contains { if case .persist = $0 { true } else { false } })
-    #expect(core.status.state == .wait && core.status.sentence.contains("neither copy is usable"))
+    #expect(core.status.state == .wait && core.status.sentence.contains("--force"))
     let beat = PeerBeat(
       state: .wait, readiness: .transient, standing: .inconsistent, generation: DurableRecord.empty.generation,
       guestRunning: false, offers: false)
@@ -178,13 +178,14 @@ import Testing
     _ = core.handle(.engine(.unmounted), at: start)
     _ = core.handle(.guestOff(.destroyed), at: start)
     #expect(core.status.state == .wait && core.status.guest == .off)
-    #expect(core.status.sentence.contains("neither copy is usable"))
+    #expect(core.status.sentence.contains("this node lost its record"))
   }
 
   /// The record of a secondary is lost while its vmhad is away and its engine goes on: the primary is in sync and would never ask it
   /// anything again. They meet anew.
   @Test func aReplicaWhoseRecordIsLostMeetsItsPeerAnew() {
-    for (record, ends) in [(nil, true), (DurableRecord.empty, false)] {
+    // The third: vmhad died once more before it could end that session.
+    for (record, ends) in [(nil, true), (DurableRecord.empty, false), (.lost, true)] {
       let (_, taken) = World.core(record, then: .ready(.replica, in: session))
       #expect(taken.contains(.engine(.endSession)) == ends)
       // What is in the middle of its first resync goes on with it.

@@ -7,13 +7,15 @@ import Testing
 @Suite struct LineageTests {
   private static func hello(
     _ node: NodeID, _ branches: [UInt64], _ standing: Standing = .uptodate, alone: Bool = false, guest: Bool = false,
-    continuous: Bool = false, wroteLast: Bool = false
+    continuous: Bool = false, wroteLast: Bool = false, lost: Bool = false, proves: Bool = false
   ) -> Hello {
     var record = DurableRecord(
       generation: Generation(number: UInt32(branches.count), branch: BranchID(rawValue: branches.last ?? 0)),
       standing: standing)
     record.history = branches.map { BranchID(rawValue: $0) }
-    var hello = Hello(node: node, record: record, isAlone: alone, guestRunning: guest, continuous: continuous)
+    if lost { record.recordLost = true }
+    var hello = Hello(
+      node: node, record: record, isAlone: alone, guestRunning: guest, continuous: continuous, provesNewest: proves)
     hello.wroteLast = wroteLast
     return hello
   }
@@ -22,7 +24,7 @@ import Testing
     let name: String
     let a: Hello
     let b: Hello
-    /// 0 = split, 3 = no source.
+    /// 0 = split, 3 = no source, 4 and 5 = the first or the second one awaits its proof.
     let source: Int
     var testDescription: String { name }
   }
@@ -60,6 +62,31 @@ import Testing
     Row(name: "up to date before outdated", a: hello(.first, [1], .outdated), b: hello(.second, [1]), source: 2),
     Row(name: "last writer before number", a: hello(.first, [1]), b: hello(.second, [1], wroteLast: true), source: 2),
     Row(name: "equal", a: hello(.first, [1]), b: hello(.second, [1]), source: 1),
+    Row(
+      name: "both records lost", a: hello(.first, [0], .inconsistent, lost: true),
+      b: hello(.second, [0], .inconsistent, lost: true), source: 3),
+    Row(
+      name: "a lost record beside a new copy", a: hello(.first, [0], .inconsistent, lost: true),
+      b: hello(.second, [0], .inconsistent), source: 3),
+    Row(
+      name: "a lost record beside half a copy", a: hello(.first, [0], .inconsistent, lost: true),
+      b: hello(.second, [1], .inconsistent), source: 3),
+    Row(
+      name: "a lost record beside an outdated copy", a: hello(.first, [1, 2], .outdated, proves: true),
+      b: hello(.second, [0], .inconsistent, lost: true), source: 3),
+    Row(
+      name: "a lost record beside a copy that was in sync",
+      a: hello(.first, [1, 2], guest: true, continuous: true, wroteLast: true),
+      b: hello(.second, [0], .inconsistent, lost: true), source: 4),
+    Row(
+      name: "the same from the other side", a: hello(.first, [0], .inconsistent, guest: true, lost: true),
+      b: hello(.second, [1]), source: 5),
+    Row(
+      name: "a lost record beside one that is alone", a: hello(.first, [0], .inconsistent, lost: true),
+      b: hello(.second, [1], alone: true), source: 2),
+    Row(
+      name: "a lost record beside a proof", a: hello(.first, [1], proves: true),
+      b: hello(.second, [0], .inconsistent, lost: true), source: 1),
     Row(name: "both outdated", a: hello(.first, [1], .outdated), b: hello(.second, [1], .outdated), source: 1),
   ]
 
@@ -68,6 +95,7 @@ import Testing
     case .source(let node, _): node.rawValue
     case .split: 0
     case .noSource: 3
+    case .awaitsProof(let node): 3 + node.rawValue
     }
   }
 
@@ -79,14 +107,18 @@ import Testing
     for _ in 0..<50_000 {
       let hellos = [NodeID.first, .second].map { node in
         let branches = (0...random.below(3)).map { _ in UInt64(random.below(4)) }
-        let standing = [Standing.uptodate, .outdated, .inconsistent][random.below(3)]
+        let lost = random.chance(20)
+        let standing = lost ? .inconsistent : [Standing.uptodate, .outdated, .inconsistent][random.below(3)]
         return Self.hello(
-          node, branches, standing, alone: random.chance(30), guest: random.chance(30), continuous: random.chance(50),
-          wroteLast: random.chance(50))
+          node, lost ? [0] : branches, standing, alone: !lost && random.chance(30), guest: random.chance(30),
+          continuous: random.chance(50), wroteLast: random.chance(50), lost: lost, proves: random.chance(20))
       }
       let decision = Lineage.decide(hellos[0], hellos[1])
       #expect(decision == Lineage.decide(hellos[1], hellos[0]))
-      if case .source(let node, _) = decision { #expect(hellos[node.rawValue - 1].standing != .inconsistent) }
+      guard case .source(let node, _) = decision else { continue }
+      let (source, other) = (hellos[node.rawValue - 1], hellos[node.peer.rawValue - 1])
+      #expect(source.standing != .inconsistent)
+      if other.recordLost == true { #expect(source.isAlone || source.provesNewest == true) }
     }
   }
 }

@@ -33,7 +33,7 @@ import Testing
   ) {
     var core = core(arbiter)
     let loaded = core.handle(.loaded(record: nil, wish: Wish(started: true, version: 1), guest: .off), at: start)
-    #expect(loaded.contains(.persist(.empty)) && core.durableRecord?.standing == .inconsistent)
+    #expect(loaded.contains(.persist(.lost)) && core.durableRecord?.standing == .inconsistent)
     let (atOnce, later) = boots(nil, arbiter)
     #expect(!mounts(atOnce) && !mounts(later))
   }

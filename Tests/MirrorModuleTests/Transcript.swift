@@ -119,6 +119,7 @@ struct Transcript {
     case ("fence-fails", let node?): node.fenceFails = true
     case ("fence-works", let node?): node.fenceFails = false
     case ("disk-hangs", let node?): node.engine?.hangDisk()
+    case ("lose-record", let node?): node.isRecordLost = true
     case ("disk-full", let node?): node.engine?.breakDisk(28)
     default: throw Problem(text: "unknown command \(words)")
     }

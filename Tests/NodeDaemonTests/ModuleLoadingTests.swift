@@ -163,6 +163,10 @@ import Testing
         guard case .absent = try place.store.readRecord() else { return #expect(Bool(false), "it is still there") }
         usleep(2000)  // Stamps are milliseconds.
       }
+      // Whoever dies before the core has written what that means finds no record, which means the same.
+      #expect(try place.store.load(hasGuest: true).record == nil)
+      try place.store.write(.lost)
+      #expect(try place.store.load(hasGuest: true).record == .lost)
       let aside = try place.aside()
       #expect(aside.count == 2 * DurableFile.keptAsideMax, "\(aside)")
       #expect(try DurableFile.read("\(place.folder)/\(aside[0])") == Array("damaged".utf8))
