@@ -5,12 +5,14 @@ import Synchronization
 struct ReadSlots: ~Copyable, Sendable {
   /// Reads that the disk may have at a time. They come from the threads of one mount, and from one more for each time that held reads
   /// were let go; one too many waits before it goes to the disk, so that none is there unseen.
-  static let count = 64
+  static var count: Int { Slots.count }
   /// From one look for a free slot to the next.
   static let pause: Duration = .milliseconds(1)
 
+  /// A power of two.
+  private typealias Slots = InlineArray<64, Atomic<Int64>>
   /// Nanoseconds; 0 = free.
-  private let since = InlineArray<64, Atomic<Int64>> { _ in Atomic(0) }
+  private let since = Slots { _ in Atomic(0) }
 
   /// Answers the slot to give back with `end`. `unique`: the kernel's number of the request, which grows in steps of two. `clock`:
   /// nanoseconds, not 0.
@@ -20,13 +22,13 @@ struct ReadSlots: ~Copyable, Sendable {
       for offset in 0..<Self.count {
         let slot = (first &+ offset) & (Self.count - 1)
         let now = clock.load(ordering: .relaxed)
-        if since[slot].compareExchange(expected: 0, desired: now, ordering: .relaxed).exchanged { return slot }
+        if since[slot].compareExchange(expected: 0, desired: now, ordering: .acquiring).exchanged { return slot }
       }
       HostThread.sleep(for: Self.pause)
     }
   }
 
-  func end(_ slot: Int) { since[slot].store(0, ordering: .relaxed) }
+  func end(_ slot: Int) { since[slot].store(0, ordering: .releasing) }
 
   /// Since when the disk has had the read that it has had longest, nanoseconds; nil = it has none.
   var oldest: Int64? {

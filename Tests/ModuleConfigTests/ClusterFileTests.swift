@@ -249,7 +249,7 @@ func theWayOutOfASplitCannotSplit(kind: String, advised: String) throws {
   #expect(own.what == "can split by an arbiter of its own, without a witness: vm1, vm2")
   #expect(
     own.whatToDo == "vmha set vm1 vm2 --arbiter \(advised) (docs/operating/arbiters.md); or accept it")
-  // As the cluster's file is: a module that is not there yet has one already.
+  // Of those that are asked for only.
   #expect(cluster.ownSplitWarning(of: [try #require(ModuleName("vm2"))])?.what.hasSuffix(": vm2") == true)
   cluster.moduleArbiters = [:]
   #expect(cluster.ownSplitWarning(of: [try #require(ModuleName("vm2"))]) == nil)
