@@ -205,12 +205,16 @@ final class SimGuest {
   /// Its virtual CPUs stand still.
   private(set) var isSuspended = false
   private(set) var runsSince: Int64 = 0
+  private let startedAt: Int64
   private static let inFlightMax = 4
   private var inFlight = 0
   private var isPausing = false
   private var requests = 0
 
-  init(_ node: SimNode) { self.node = node }
+  init(_ node: SimNode) {
+    self.node = node
+    startedAt = node.world.now
+  }
 
   /// What was planned for this process finds that it has ended.
   private var isOver: Bool { node.guest !== self }
@@ -218,7 +222,9 @@ final class SimGuest {
   func started() {
     state = .running
     runsSince = node.world.now
-    node.world.checkGuestStart(node)
+    // A host that stood still meanwhile brings its guest back as one that ran already: until the host has moved, the engine holds its
+    // reads, and nothing it writes is acknowledged (docs/protocol.md).
+    if node.thawedAt <= startedAt { node.world.checkGuestStart(node) }
     node.tellGuest(.guestStarted)
     work()
   }
