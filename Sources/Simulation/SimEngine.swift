@@ -58,7 +58,7 @@ final class SimEngine {
 
   var policy: AcknowledgePolicy { machine.policy }
   /// What was planned for this process finds that it has ended.
-  private var isOver: Bool { node.engine !== self }
+  var isOver: Bool { node.engine !== self }
 
   init(_ node: SimNode) {
     self.node = node

@@ -99,11 +99,11 @@ extension SimEngine {
     node.engineDiesStoring = false
     world.meet(.engineKilledStoring)
     let began = epoch
-    node.after(.zero) { [weak self] in
-      guard let self, self.node.engine === self, self.epoch == began else { return }
-      self.world.random.chance(70) ? self.node.replaceEngine() : self.node.killEngine()
-      guard self.world.options.hasPowerCuts, self.world.random.chance(60) else { return }
-      self.node.after(self.world.random.milliseconds(20...5000)) { [node = self.node, world = self.world] in
+    node.after(.zero) { [self] in
+      guard !isOver, epoch == began else { return }
+      world.random.chance(70) ? node.replaceEngine() : node.killEngine()
+      guard world.options.hasPowerCuts, world.random.chance(60) else { return }
+      node.after(world.random.milliseconds(20...5000)) { [node = self.node, world = self.world] in
         guard !world.isHealed else { return }
         node.powerCut(andOnIn: world.random.milliseconds(500...8000))
       }
