@@ -195,6 +195,8 @@ extension MirrorModule {
   mutating func close(for goal: Goal, session: SessionID?, wasAlone: Bool) {
     // R1: what is not in sync ends here; a resync would be left half done all the same.
     if session == nil, self.session != nil { endSession() }
+    // R4: its engine was not told to go on alone; what an earlier guest left in the mount stays frozen.
+    let isFrozen = session == nil && (!wasAlone || bringUp != nil)
     bringUp = nil
     openAsk = nil
     for timer in [TimerKind.ask, .askAnswer, .adopt, .patience] { timers[timer] = nil }
@@ -214,14 +216,18 @@ extension MirrorModule {
       guest = .stopping
       out.append(.stopGuest)
     } else {
-      closingGuestOff(closing)
+      closingGuestOff(closing, isFrozen: isFrozen)
     }
   }
 
   mutating func closingGuestOff(_ closing: Closing) {
+    closingGuestOff(closing, isFrozen: closing.session == nil && !closing.wasAlone)
+  }
+
+  private mutating func closingGuestOff(_ closing: Closing, isFrozen: Bool) {
     guard isMounted else { return closeMount(closing) }
-    guard closing.session != nil || closing.wasAlone else {
-      // Frozen: what waits will not be acknowledged any more, so nothing drains.
+    guard !isFrozen else {
+      // What waits will not be acknowledged any more, so nothing drains.
       advance(closing, to: .barrier)
       return engine(.syncFiles)
     }

@@ -52,7 +52,6 @@ final class SimEngine {
   var lastClearing: Int64 = 0
   var isClearing = false
   var resync: SimResync?
-
   // Of the replica (`SimReplica`).
   var unsaid: [UInt64] = []
 
@@ -200,9 +199,7 @@ final class SimEngine {
   }
 
   func breakDisk(_ errno: Int32) { tell(.diskError(operation: "pwrite", path: "disk.qcow2", errno: errno)) }
-
   func hangDisk() { tell(.diskHangs(milliseconds: 26_000)) }
-
   func fail(_ command: String, _ why: String) { tell(.failed(command: command, why: why)) }
 
   // MARK: mount (Engine.mount, .unmount, .acceptReplication)
