@@ -33,7 +33,8 @@ extension MirrorModule {
 
   /// What ends a wait for the other node, apart from that node.
   var wayOut: String {
-    let byHand = "vmha start \(settings.module) --force, here"
+    // By name: the other node shows this sentence too.
+    let byHand = "vmha start \(settings.module) --force, on \(settings.nodeName)"
     if hasLostRecord { return ". To take this copy as it is, whatever it is worth: \(byHand)" }
     if hasPeerLostRecord, peerAlive == true {
       let there = "vmha start \(settings.module) --force, on \(settings.peerName)"

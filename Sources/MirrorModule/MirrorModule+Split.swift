@@ -114,8 +114,8 @@ extension MirrorModule {
     phase = .waiting
     unarchivable = branch
     say(
-      "the branch could not be archived (\(why)); both copies stay. Repeat 'vmha resolve', or go on here with 'vmha start "
-        + "--force'", .alarm, rule: "R12")
+      "the branch could not be archived (\(why)); both copies stay. Repeat 'vmha resolve', or go on with 'vmha start "
+        + "\(settings.module) --force' on \(settings.nodeName)", .alarm, rule: "R12")
   }
 
   /// On the node whose copy goes on.

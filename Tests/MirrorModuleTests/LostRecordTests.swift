@@ -162,7 +162,7 @@ import Testing
       let refused = answer(BranchID(rawValue: 55), first, 30, .second)
       #expect(isQuiet(refused) && !refused.contains(.engine(.connect)))
       #expect(core.status.state == .wait && core.status.readiness == .blocked)
-      for words in ["b lost its record", "--force, here", "--force, on b"] {
+      for words in ["b lost its record", "--force, on a", "--force, on b"] {
         #expect(core.status.sentence.contains(words), "\(core.status.sentence)")
       }
       // Asked again, and no sooner met than the other node was away, or is no more what it was.
@@ -212,7 +212,7 @@ import Testing
       said += core.handle(.timer, at: late)
       #expect(isQuiet(said) && persisted(said) == nil)
       #expect(core.status.state != .alone && core.status.sentence.contains("b lost its record"))
-      #expect(core.status.sentence.contains("--force, here") && core.status.sentence.contains("--force, on b"))
+      #expect(core.status.sentence.contains("--force, on a") && core.status.sentence.contains("--force, on b"))
       let forced = force(&core, at: late)
       #expect(
         forced.contains {
