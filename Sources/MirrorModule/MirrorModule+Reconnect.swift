@@ -98,7 +98,7 @@ extension MirrorModule {
 
   /// R7: a role that cannot stand ends. Without a record that counts this node can never go on with its suspended guest, and as long as
   /// it is the primary no other copy may be forced.
-  private mutating func endFrozenRole() {
+  mutating func endFrozenRole() {
     guard phase == .frozen, record?.standing != .uptodate else { return }
     destroyWithoutDisks()
     phase = .waiting

@@ -162,6 +162,8 @@ extension MirrorModule {
         return askArbiterPatienceLost()
       }
       if openAsk == nil, timers[.ask] == nil { ask("the session is lost") }
+    // R6: one whose record was lost under its guest; no policy gives it a right.
+    case .some(false) where record.standing != .uptodate: endFrozenRole()
     case .some(false):
       guard settings.arbiter != .wait else {
         return say(

@@ -205,6 +205,19 @@ import Testing
     #expect(isQuiet(said) && persisted(said) == nil && core.status.readiness == .blocked)
   }
 
+  /// R6: a primary whose record is lost under its running guest, and whose peer then falls silent before they have met, goes on by no
+  /// policy (simulation, seed 142492).
+  @Test func aFrozenPrimaryWithoutItsRecordGoesOnByNoPolicy() {
+    for arbiter in [ArbiterPolicy.none, .ping, .wait] {
+      var (core, _) = World.core(nil, arbiter, guest: .running, then: .nodeAlive, .ready(.primary))
+      var said = core.handle(.nodeLost, at: start)
+      for at in [late, late + .seconds(60)] { said += core.handle(.timer, at: at) }
+      #expect(said.contains(.destroyGuest) && persisted(said) == nil && !said.contains(.engine(.setPolicy(.alone))), "\(said)")
+      _ = core.handle(.guestOff(.destroyed), at: late + .seconds(61))
+      #expect(core.status.state == .wait && !core.status.isAlone, "\(core.status)")
+    }
+  }
+
   /// Nobody else can know: it waits, and both commands are named. The operator's choice of this copy is told what it costs.
   @Test func withoutAnArbiterTheOperatorDecides() {
     for (mine, arbiter) in [(record(inThisBoot: true), ArbiterPolicy.wait), (record(), .wait), (record(), .fence)] {
