@@ -82,15 +82,13 @@ extension MirrorModule {
     // Consent first, as soon as the peer can be asked again.
     timers[.patience] = nil
     arm(.arbiter, after: MirrorSettings.arbiterRetry)
-    if facesLostRecord {
-      return say(
-        "\(peerLostRecordText); no right to go on: \(why); asking again every "
-          + "\(MirrorSettings.arbiterRetry.milliseconds / 1000) s\(wayOut)", .alarm, rule: "R5")
-    }
     let stands = phase == .frozen ? "frozen" : "cannot go on"
+    let refusal =
+      facesLostRecord
+      ? "\(peerLostRecordText); no right to go on: \(why)" : "\(stands): no consent of \(settings.peerName), and \(why)"
     say(
-      "\(stands): no consent of \(settings.peerName), and \(why); asking again every "
-        + "\(MirrorSettings.arbiterRetry.milliseconds / 1000) s\(wayOut)", .alarm, rule: "R5")
+      "\(refusal); asking again every \(MirrorSettings.arbiterRetry.milliseconds / 1000) s\(wayOut)", .alarm,
+      rule: "R5")
   }
 
   /// The open arbitration, if this is an answer to its present step and its right could still be used (R4).

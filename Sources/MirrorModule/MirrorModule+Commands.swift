@@ -195,8 +195,7 @@ extension MirrorModule {
   mutating func close(for goal: Goal, session: SessionID?, wasAlone: Bool) {
     // R1: what is not in sync ends here; a resync would be left half done all the same.
     if session == nil, self.session != nil { endSession() }
-    // R4: its engine was not told to go on alone; what an earlier guest left in the mount stays frozen.
-    let isFrozen = session == nil && (!wasAlone || bringUp != nil)
+    let isBroughtUp = bringUp == nil
     bringUp = nil
     openAsk = nil
     for timer in [TimerKind.ask, .askAnswer, .adopt, .patience] { timers[timer] = nil }
@@ -216,18 +215,15 @@ extension MirrorModule {
       guest = .stopping
       out.append(.stopGuest)
     } else {
-      closingGuestOff(closing, isFrozen: isFrozen)
+      closingGuestOff(closing, isBroughtUp: isBroughtUp)
     }
   }
 
-  mutating func closingGuestOff(_ closing: Closing) {
-    closingGuestOff(closing, isFrozen: closing.session == nil && !closing.wasAlone)
-  }
-
-  private mutating func closingGuestOff(_ closing: Closing, isFrozen: Bool) {
+  /// `isBroughtUp`: an engine that may go on alone has been told so (R4).
+  mutating func closingGuestOff(_ closing: Closing, isBroughtUp: Bool = true) {
     guard isMounted else { return closeMount(closing) }
-    guard !isFrozen else {
-      // What waits will not be acknowledged any more, so nothing drains.
+    guard closing.session != nil || closing.wasAlone && isBroughtUp else {
+      // Frozen: what waits will not be acknowledged any more, so nothing drains.
       advance(closing, to: .barrier)
       return engine(.syncFiles)
     }

@@ -248,7 +248,7 @@ extension World {
     case .askConsent:
       if record?.standing != .uptodate { violate("I4: \(node.name) asks for consent and is not up to date") }
     case .fencePeer:
-      if record?.standing != .uptodate || record?.bootAtLastSync != "\(node.name)\(node.boot)" {
+      if record?.standing != .uptodate || record?.bootAtLastSync != node.bootID {
         violate("I13: \(node.name) fences and was not in sync in this boot")
       }
     case .swapWitness(_, _, let register):
@@ -320,7 +320,7 @@ extension World {
     guard let session = node.engine?.session?.id, peer.engine?.session?.id == session, let record = peer.record else {
       return
     }
-    let wasInSync = record.bootAtLastSync == "\(peer.name)\(peer.boot)" && peer.arbiter.fences
+    let wasInSync = record.bootAtLastSync == peer.bootID && peer.arbiter.fences
     if record.standing != .uptodate || record.peerOutdated == nil && !wasInSync {
       violate("I18: \(node.name) lost its record, and gives its copy up for one that may be older")
     }

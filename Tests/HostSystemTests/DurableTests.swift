@@ -116,12 +116,12 @@ import Testing
     let sync = "durable.folder \(folder.path)"
     let pair = DurablePair(path: folder.file("p"))
     try pair.write([1])
-    _ = try? calls(failing: "durable.folder") { try pair.write([2]) }
+    #expect(throws: HostError.self) { try calls(failing: "durable.folder") { try pair.write([2]) } }
     var contents = DurablePair.Contents.absent
     let ofPair = try calls { contents = try pair.read() }
     #expect(ofPair.first == sync && contents == .value([2], sequence: 2, damaged: nil))
     let file = folder.file("f")
-    _ = try? calls(failing: "durable.folder") { try DurableFile.write([3], to: file) }
+    #expect(throws: HostError.self) { try calls(failing: "durable.folder") { try DurableFile.write([3], to: file) } }
     for (path, expected) in [(file, [3]), (folder.file("none"), nil)] as [(String, [UInt8]?)] {
       var found: [UInt8]?
       let ofFile = try calls { found = try DurableFile.readDurable(path) }

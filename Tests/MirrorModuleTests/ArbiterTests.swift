@@ -32,9 +32,6 @@ import Testing
     World.core(record, arbiter, then: .nodeAlive, .ready(.idle), .nodeLost)
   }
 
-  private func reads(_ directives: [Directive]) -> UInt64? {
-    directives.compactMap { if case .readWitness(let id) = $0 { id } else { nil } }.first
-  }
   private struct Swap {
     var id: UInt64
     var expect: Int64
@@ -48,9 +45,6 @@ import Testing
   }
   private func fences(_ directives: [Directive]) -> UInt64? {
     directives.compactMap { if case .fencePeer(let id) = $0 { id } else { nil } }.first
-  }
-  private func persisted(_ directives: [Directive]) -> DurableRecord? {
-    directives.compactMap { if case .persist(let record) = $0 { record } else { nil } }.last
   }
 
   /// What it asks a peer that is lost to its guest, and offers the module.

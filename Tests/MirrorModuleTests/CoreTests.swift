@@ -37,6 +37,16 @@ extension Event {
   }
 }
 
+/// The last thing that was made durable.
+func persisted(_ directives: [Directive]) -> DurableRecord? {
+  directives.compactMap { if case .persist(let record) = $0 { record } else { nil } }.last
+}
+
+/// The question that goes to the witness.
+func reads(_ directives: [Directive]) -> UInt64? {
+  directives.compactMap { if case .readWitness(let id) = $0 { id } else { nil } }.first
+}
+
 /// Single steps that a world meets seldom.
 @Suite struct CoreTests {
   private let session = SessionID(rawValue: 9)

@@ -37,9 +37,7 @@ import Testing
     var core = MirrorModule(settings: World.settings(arbiter))
     var said = core.handle(
       .loaded(record: record, wish: Wish(started: true, version: 1), guest: guest ? .running : .off), at: start)
-    var report = EngineReport(processID: 1, role: guest ? .primary : .idle, policy: .frozen)
-    report.isMounted = guest
-    said += core.handle(.engine(.ready(report)), at: start)
+    said += core.handle(.ready(guest ? .primary : .idle), at: start)
     if guest { said += core.handle(.engine(.sessionEnded), at: start) }
     said += core.handle(.nodeAlive, at: start)
     said += core.handle(.peerBeat(passive), at: start)
@@ -53,15 +51,6 @@ import Testing
     said += core.handle(.engine(.connected(session, link: "storage")), at: start)
     said += core.handle(.peerMessage(session, .hello(hello(theirs))), at: start)
     return (core, said)
-  }
-
-  /// The last thing that was made durable.
-  private func persisted(_ directives: [Directive]) -> DurableRecord? {
-    directives.compactMap { if case .persist(let record) = $0 { record } else { nil } }.last
-  }
-
-  private func reads(_ directives: [Directive]) -> UInt64? {
-    directives.compactMap { if case .readWitness(let id) = $0 { id } else { nil } }.first
   }
 
   /// Nothing that takes, asks for or gives a right, and nothing that would begin a resync.
@@ -82,12 +71,10 @@ import Testing
 
   private var late: Instant { start + .seconds(3600) }
 
-  private static let arbiters: [ArbiterPolicy] = [.wait, .none, .ping, .witness, .fence, .witnessAndFence]
-
   // MARK: the node whose record is lost
 
   /// It does nothing by itself, whoever it meets or misses, and consents to nothing; only the operator's force ends that.
-  @Test(arguments: arbiters) func aLostRecordGivesAndGetsNothing(arbiter: ArbiterPolicy) {
+  @Test(arguments: Campaign.arbiters) func aLostRecordGivesAndGetsNothing(arbiter: ArbiterPolicy) {
     for theirs in [record(), record { $0.standing = .outdated }, record { $0.standing = .inconsistent }, .empty, .lost]
     {
       var (core, said) = met(nil, theirs, arbiter)
