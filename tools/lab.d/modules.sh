@@ -95,7 +95,9 @@ command_fsck() {
     folder=$1/.vmha-$2
     [ -d "$folder" ] || folder=$1
     if [ -e "$folder/$2.qcow2" ]; then
-      qemu-img check -q "$folder/$2.qcow2"
+      # 3 is clusters without an owner: QEMU counts a cluster before it refers to it, so a power cut between the two
+      # leaves one behind. It costs room and loses nothing.
+      qemu-img check -q "$folder/$2.qcow2" || [ $? = 3 ]
       image=$(mktemp /run/lab/fsck.XXXXXX)
       trap "rm -f $image" EXIT
       qemu-img convert -O raw "$folder/$2.qcow2" "$image"
