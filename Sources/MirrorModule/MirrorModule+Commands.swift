@@ -225,7 +225,7 @@ extension MirrorModule {
     guard closing.session != nil || closing.wasAlone && isBroughtUp else {
       // Frozen: what waits will not be acknowledged any more, so nothing drains.
       advance(closing, to: .barrier)
-      return engine(.syncFiles)
+      return syncFiles()
     }
     advance(closing, to: .drain)
     engine(.drain)
@@ -234,7 +234,7 @@ extension MirrorModule {
   mutating func drained() {
     guard case .closing(let closing) = phase, closing.step == .drain else { return }
     advance(closing, to: .barrier)
-    if let session = closing.session { engine(.flushBarrier(session)) } else { engine(.syncFiles) }
+    if let session = closing.session { engine(.flushBarrier(session)) } else { syncFiles() }
   }
 
   mutating func closingBarrierDone(_ closing: Closing, _ session: SessionID) {
@@ -287,7 +287,7 @@ extension MirrorModule {
     if closing.step == .drain || closing.step == .barrier {
       // Frozen now: nothing drains any more, no joint flush comes.
       advance(closing, to: .barrier)
-      engine(.syncFiles)
+      syncFiles()
     }
   }
 

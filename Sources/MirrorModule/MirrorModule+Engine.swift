@@ -17,7 +17,9 @@ extension MirrorModule {
       isMounted = true
       bringUp?.mounted = true
       continueBringUp()
-    case .filesSynced:
+    case .filesSynced(let request):
+      // An earlier one may have begun before what this one has to make durable.
+      guard request == lastSync else { return }
       if case .closing(let closing) = phase, closing.step == .barrier, closing.session == nil {
         return closeMount(closing)
       }
@@ -131,7 +133,13 @@ extension MirrorModule {
     if case .both = policy { bringUp?.synced = true }  // R10: joint flush done before the token
     guard engineReady else { return startEngine() }
     engine(.mount)
-    if bringUp?.synced == false { engine(.syncFiles) }
+    if bringUp?.synced == false { syncFiles() }
+  }
+
+  /// Its answer counts only if nothing was asked after it.
+  mutating func syncFiles() {
+    lastSync &+= 1
+    engine(.syncFiles(lastSync))
   }
 
   private mutating func continueBringUp() {
@@ -321,6 +329,10 @@ extension MirrorModule {
     }
     phase = .waiting
     bringUp = nil
+    // What was asked for was the right to go on here.
+    openAsk = nil
+    timers[.askAnswer] = nil
+    dropArbitration()
     offers = true
     arm(.offer, after: MirrorSettings.offerTime)
     say("cannot go on here; offers the module to \(settings.peerName)", .alarm, rule: "R11")

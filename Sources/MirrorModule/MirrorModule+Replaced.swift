@@ -56,7 +56,7 @@ extension MirrorModule {
     } else if closing.step == .drain {
       engine(.drain)
     } else if closing.step == .barrier {
-      engine(.syncFiles)
+      syncFiles()
     }
     if case .closing(let now) = phase, now.step == .unmount { engine(.unmount(force: false)) }
   }

@@ -119,6 +119,8 @@ public struct MirrorModule: Sendable, Codable, Hashable {
   /// When the present session came up; nil = before this process.
   var connectedAt: Instant?
   var bringUp: BringUp?
+  /// Number of the last `syncFiles`; begins at random, for an engine may still answer one of an earlier vmhad.
+  var lastSync: UInt64
   /// The peer both nodes differ from without descent; kept until a session tells otherwise.
   var splitWith: Hello?
   /// The operator's wish to give this node's branch up, until the peer has agreed.
@@ -162,6 +164,7 @@ public struct MirrorModule: Sendable, Codable, Hashable {
   public init(settings: MirrorSettings) {
     self.settings = settings
     randomState = settings.seed
+    lastSync = settings.seed
   }
 
   public mutating func handle(_ event: Event, at now: Instant) -> [Directive] {

@@ -108,8 +108,9 @@ public enum EngineCommand: Codable, Sendable, Hashable {
   case flushBarrier(SessionID)
   /// Stop accepting guest requests (they wait, as `frozen`), wait until none is in flight. Answered by `drained`.
   case drain
-  /// fsync every backing file and directory (R4, before a fresh guest). Answered by `filesSynced`.
-  case syncFiles
+  /// fsync every backing file and directory (R4, before a fresh guest). Answered by `filesSynced` of the same number; several may run
+  /// at once and be answered in any order.
+  case syncFiles(UInt64)
   /// R8.4: this node, the replica of this session, has adopted the source's generation: its own map is cleared. No answer.
   case clearIntents(SessionID)
   /// Compare both copies while the policy is `both` of this session. No answer: `EngineReport.verify` tells how far it is and what it
@@ -205,7 +206,7 @@ public enum EngineEvent: Codable, Sendable, Hashable {
   case barrierDone(SessionID)
   case sessionConfirmed(SessionID)
   case drained
-  case filesSynced
+  case filesSynced(UInt64)
   /// R2: nothing is acknowledged and the peer has not been heard for `suspendAfter`: reads wait from here on.
   case readsHeld
   case readsReleased

@@ -42,7 +42,7 @@ extension Engine {
     case .startResync(let session, let comparesEverything): try startResync(session, comparesEverything)
     case .flushBarrier(let session): try flushBarrier(session)
     case .drain: mirror.drain()
-    case .syncFiles: try syncFiles()
+    case .syncFiles(let request): try syncFiles(request)
     case .clearIntents(let session): try clearIntents(session)
     case .verify(let request): try verify(request)
     case .stopVerify: mirror.stopVerify()
@@ -363,12 +363,12 @@ extension Engine {
     }
   }
 
-  private func syncFiles() throws {
+  private func syncFiles(_ request: UInt64) throws {
     guard let root = state.withLock({ $0.root }) else { return }
     startThread("sync-files") { engine in
       do throws(Errno) {
         try TreeWalk.sync(root: root.number, dropsCache: true)
-        engine.emit(.filesSynced)
+        engine.emit(.filesSynced(request))
       } catch {
         engine.emit(.diskError(operation: "fsync", path: "the backing directory", errno: error.code))
         engine.emit(.failed(command: "syncFiles", why: "fsync failed: \(error)"))

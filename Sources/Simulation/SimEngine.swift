@@ -178,8 +178,8 @@ final class SimEngine {
       }
       tell(.sessionConfirmed(id))
     case .drain: drain()
-    case .syncFiles:
-      sync { $0.tell(.filesSynced) }
+    case .syncFiles(let request):
+      sync { $0.tell(.filesSynced(request)) }
     case .exit:
       let watcher = daemon
       leave()

@@ -132,8 +132,8 @@ extension SimEngine {
   /// Mirror.writeFailed, R11: this disk may have part of it, the peer has all of it.
   private func writeFailed(_ request: SimRequest) {
     world.meet(.writeFailed)
-    lose("a write failed on this node: EIO")
     breakDisk(5)
+    lose("a write failed on this node: EIO")
     finish(request, result: 5)
   }
 

@@ -37,6 +37,12 @@ extension Event {
   }
 }
 
+/// The answer to the last `syncFiles`.
+func synced(_ directives: [Directive]) -> EngineEvent? {
+  let requests = directives.compactMap { if case .engine(.syncFiles(let request)) = $0 { request } else { nil } }
+  return requests.last.map { .filesSynced($0) }
+}
+
 /// The last thing that was made durable.
 func persisted(_ directives: [Directive]) -> DurableRecord? {
   directives.compactMap { if case .persist(let record) = $0 { record } else { nil } }.last

@@ -136,7 +136,7 @@ import Testing
   }
 
   /// Clean stop: whoever stops frozen and without consent is neither outdated nor the only one.
-  @Test func aStopWhileFrozenLeavesTheRecordAsItIs() {
+  @Test func aStopWhileFrozenLeavesTheRecordAsItIs() throws {
     var core = core(.wait)
     var report = EngineReport(processID: 1, role: .primary, policy: .frozen)
     report.isMounted = true
@@ -145,9 +145,8 @@ import Testing
     _ = core.handle(.nodeLost, at: start)
     #expect(core.status.state == .prim)
     _ = core.handle(.command(Command(id: 1, verb: .stop, wishVersion: 2)), at: start)
-    for event in [Event.guestOff(.shutdown), .engine(.filesSynced), .engine(.unmounted)] {
-      _ = core.handle(event, at: start)
-    }
+    let done = try #require(synced(core.handle(.guestOff(.shutdown), at: start)))
+    for event in [done, .unmounted] { _ = core.handle(.engine(event), at: start) }
     #expect(core.status.state == .stop && core.durableRecord == record(nil))
   }
 }

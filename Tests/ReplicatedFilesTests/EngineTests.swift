@@ -289,8 +289,8 @@ struct EngineTests {
     try pair.one.mount()
     pair.one.tell(.setPolicy(.alone))
     try shell("echo again > $1/file; sync $1/file", [pair.one.mountPoint])
-    pair.one.tell(.syncFiles)
-    try pair.one.expect("filesSynced") { if case .filesSynced = $0 { true } else { nil } }
+    pair.one.tell(.syncFiles(7))
+    try pair.one.expect("filesSynced") { if case .filesSynced(7) = $0 { true } else { nil } }
     try pair.one.unmount()
     #expect(try shell("ls -A $1 | wc -l", [pair.one.mountPoint]) == "0\n")
   }
