@@ -330,10 +330,13 @@ extension World {
   func checkRegister() {
     guard arbiter.asksWitness else { return }
     for node in nodes {
-      guard let record = node.record, let register = witness.register, record.history.contains(register.branch) else {
+      guard let record = node.record, let register = witness.own.register, record.history.contains(register.branch)
+      else {
         return violate("I14: in sync, and the register gives \(node.name) no right")
       }
-      if record.witness?.cluster != witness.cluster || record.witness.map({ $0.revision > witness.revision }) ?? true {
+      if record.witness?.cluster != witness.own.cluster
+        || record.witness.map({ $0.revision > witness.own.revision }) ?? true
+      {
         violate("I14: in sync, and \(node.name) does not know this witness")
       }
       if let trouble = status(node)?.arbiterTrouble { violate("I14: in sync, and \(node.name) says: \(trouble)") }

@@ -10,11 +10,11 @@ public enum Met: Int, CaseIterable, Sendable {
   case engineNotReplaced, guestCrashed, hostFrozen, hostThawed, cutReplication, cutEverything, cutOneWay
   case recordNotWritten, guestDoesNotStart, guestNotSuspended, resumedByHand, consentLost
   case witnessUnreachable, witnessSetBack, witnessEmptied, witnessRequestLost, witnessAnswerLost, witnessLate
-  case witnessTwice, fenceFailed, fenceUnheard, recordLost, diskHung
+  case witnessTwice, witnessNextEndpoint, witnessStranger, fenceFailed, fenceUnheard, recordLost, diskHung
   case beatLost, beatReplayed, linkOneWay, ownStall, handshakeBroken, handshakeHalf
   // The operator.
   case commandStart, commandStop, commandSwap, commandResolve, commandForce
-  case arbiterChanged, arbiterChangedHalf, arbiterTakenOver, forcedAtEnd
+  case arbiterChanged, arbiterChangedHalf, arbiterTakenOver, forcedAtEnd, forcedByTimer, splitByPolicy
   case lostRecordForced
   // Ways back.
   case guestStarted, guestSuspended, guestReleased, guestHandedOver, consentAsked, consentGranted, consentRefused
@@ -40,14 +40,15 @@ public enum Met: Int, CaseIterable, Sendable {
   public func isExpected(of arbiter: ArbiterPolicy) -> Bool {
     switch self {
     case .rightByWitness, .witnessUnreachable, .witnessSetBack, .witnessEmptied, .witnessRequestLost,
-      .witnessAnswerLost, .witnessLate, .witnessTwice, .claimMade, .witnessRead, .witnessSwapped, .witnessAgreed:
+      .witnessAnswerLost, .witnessLate, .witnessTwice, .witnessNextEndpoint, .witnessStranger, .claimMade, .witnessRead,
+      .witnessSwapped, .witnessAgreed:
       arbiter.asksWitness
     case .rightByFence: arbiter == .fence
     case .fenceFailed, .fenceUnheard, .peerFenced: arbiter.fences
     case .pinged: arbiter == .ping
-    case .rightByPolicy, .split, .splitAtEnd, .branchArchived, .branchGivenUp: arbiter.isUnproven
+    case .rightByPolicy, .split, .splitByPolicy, .splitAtEnd, .branchArchived, .branchGivenUp: arbiter.isUnproven
     // Two faults at a time.
-    case .lostRecordForced, .forcedAtEnd: false
+    case .lostRecordForced, .forcedAtEnd, .forcedByTimer: false
     default: true
     }
   }
@@ -76,6 +77,9 @@ extension World {
     case .swapWitness: meet(.witnessSwapped)
     case .ping: meet(.pinged)
     case .killEngine: meet(.engineForcedOff)
+    case .resolveSplit: meet(.splitByPolicy)
+    case .journal(_, let reason):
+      if options.forceAfter != nil, reason.sentence.contains("(force-after): started") { meet(.forcedByTimer) }
     case .sendPeer(_, let message):
       switch message {
       case .token: meet(.guestHandedOver)

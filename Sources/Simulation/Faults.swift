@@ -16,6 +16,9 @@ struct RandomRun {
     options.isCalm = false
     options.hasPowerCuts = random.chance(60) || arbiter.fences
     options.beginsInSync = random.chance(40)
+    // What a forced copy does not descend from is not promised: in few runs only.
+    if random.chance(8) { options.forceAfter = random.milliseconds(4000...20_000) }
+    if random.chance(30) { options.splitPolicy = .keepPreferred }
     world = World(options)
   }
 
@@ -96,7 +99,7 @@ struct RandomRun {
   }
 
   private func arbiterFault(at node: SimNode) {
-    let kind = world.random.below(12)
+    let kind = world.random.below(15)
     world.faultRecorder?("fault \(kind) of the arbiter at \(node.name)")
     switch kind {
     case 9, 10, 11:
@@ -107,6 +110,8 @@ struct RandomRun {
     case 0: world.witness.isReached = [false, false]
     case 1, 2: world.witness.isReached[node.index] = false
     case 3, 4, 5: world.witness.isReached = [true, true]
+    case 12: world.witness.stopOrStartMember()
+    case 13, 14: world.witness.cutOrMendWay(of: node)
     case 6: node.fenceFails.toggle()
     case 7: world.witness.setBack()
     default: if world.random.chance(40) { world.witness.lose() }

@@ -22,7 +22,8 @@ final class World {
     var beginsInSync = false
   }
 
-  static let witnessTimeout: Duration = .seconds(3)
+  /// As `HTTPSCalls.callMax`.
+  static let witnessCallMax: Duration = .seconds(2)
   static let tick: Duration = .milliseconds(250)
   static let detection: Duration = .seconds(3)
   static let bootWait: Duration = .seconds(10)
@@ -199,7 +200,7 @@ final class World {
     isHealed = true
     replicationUp = [true, true]
     lanUp = [true, true]
-    witness.isReached = [true, true]
+    witness.heal()
     for node in nodes {
       node.persistFails = false
       node.fenceFails = false
