@@ -96,10 +96,10 @@ extension Mirror {
     settle(effects)
   }
 
-  /// Stops admitting; true = nothing is in flight any more.
+  /// Stops admitting; true = no request is in flight any more. For an end of the session: what the peer owes else is void then.
   func drain(within timeout: Duration) -> Bool {
     state.withLock { $0.machine.beginDrain() }
-    return state.wait(timeout: timeout) { $0.machine.isDrained ? true : nil } ?? false
+    return state.wait(timeout: timeout) { $0.machine.requestsInFlight == 0 ? true : nil } ?? false
   }
 
   // MARK: the peer's frames
@@ -128,14 +128,17 @@ extension Mirror {
   // MARK: barrier
 
   /// R8.2, swap: fsyncs here and there; `done` is called once with 0, an errno, or `AcknowledgeMachine.barrierLost`. False = not
-  /// the current session. Blocks for the local fsync.
+  /// the current session, or, with `unlessDraining`, a drain has begun (R10). Blocks for the local fsync.
   func barrier(
-    _ session: SessionID, syncHere: () throws(Errno) -> Void, done: @escaping @Sendable (Int32) -> Void
+    _ session: SessionID, unlessDraining: Bool = false, syncHere: () throws(Errno) -> Void,
+    done: @escaping @Sendable (Int32) -> Void
   ) -> Bool {
     let request = GuestRequest(
       file: FileID(rawValue: 0), { () throws(Errno) in AppliedChange(operation: nil, reply: .done) }, whenDone: done)
     let started = state.withLock { state -> (AcknowledgeMachine.Token, epoch: Int)? in
-      guard let (token, dispatch) = state.machine.sendBarrier(request.bits, in: session) else { return nil }
+      guard
+        let (token, dispatch) = state.machine.sendBarrier(request.bits, in: session, unlessDraining: unlessDraining)
+      else { return nil }
       request.retainForMachine()
       state.live.insert(request.key)
       state.session?.enqueue(headBytesMax: FrameLimits.smallHeadBytesMax) {
@@ -188,11 +191,15 @@ extension Mirror {
   }
 
   /// Before this side becomes the replica, or is mounted anew: what it knew as a primary no longer counts. Only while
-  /// unmounted. Refused while a local write is still being applied.
+  /// unmounted. Refused while a local write is still being applied, and while the peer owes an answer in this session: the row of
+  /// numbers begins anew, and the old answer could be taken for a new one's (R2, R10).
   func reset(becomesReplica: Bool) throws(EngineError) {
     let (old, parked) = try state.withLock { (state) throws(EngineError) -> ([GuestRequest], [GuestRequest]) in
       guard state.machine.unfinishedMutations == 0, state.copy == nil, state.verify == nil else {
         throw EngineError(.busy, "local writes, a resync or a verification are still in progress; repeat the command")
+      }
+      guard state.machine.oldestOutstanding == nil else {
+        throw EngineError(.busy, "the peer still has to answer what was sent in this session; drain first, or end it")
       }
       let old = state.live.map { GuestRequest.take(UInt64($0)) }
       let parked = state.parked

@@ -98,7 +98,10 @@ extension Mirror {
       return intents.beginRound(busy: busy).map { (session, intents, $0) }
     }
     guard let (session, intents, round) = begun else { return }
-    _ = barrier(session, syncHere: { () throws(Errno) in try TreeWalk.sync(root: root) }) { [weak self] code in
+    // A drain may have begun since.
+    _ = barrier(
+      session, unlessDraining: true, syncHere: { () throws(Errno) in try TreeWalk.sync(root: root) }
+    ) { [weak self] code in
       guard code == 0, let self else { return }
       state.withLock { state in
         // The same session all the while: a lost one would have failed the barrier.

@@ -142,9 +142,11 @@ public struct AcknowledgeMachine: Hashable, Sendable {
 
   /// R8.2 and swap: a flush of everything, which completes when both nodes have fsynced in this session, whatever the
   /// policy; with `barrierLost` when the session is lost. Queue its flush request, fsync here, then `localDone`. nil =
-  /// not the current session.
-  public mutating func sendBarrier(_ request: UInt64, in session: SessionID) -> (token: Token, dispatch: Dispatch)? {
-    guard session == self.session else { return nil }
+  /// not the current session, or, with `unlessDraining`, a drain has begun: what it has waited for must stay all (R10).
+  public mutating func sendBarrier(
+    _ request: UInt64, in session: SessionID, unlessDraining: Bool = false
+  ) -> (token: Token, dispatch: Dispatch)? {
+    guard session == self.session, !(unlessDraining && isDraining) else { return nil }
     let token = occupy(request, .flush, isBarrier: true)
     slots[Int(token.index)].isDispatched = true
     slots[Int(token.index)].session = session
@@ -284,7 +286,16 @@ public struct AcknowledgeMachine: Hashable, Sendable {
 
   /// Stops admitting until the next `setPolicy`; the acknowledgements in flight go on.
   public mutating func beginDrain() { isDraining = true }
-  public var isDrained: Bool { isDraining && requestsInFlight == 0 }
+
+  /// R10: nothing is in flight any more and, while both are required, the peer owes no answer, not even to a barrier: a swap
+  /// follows, which counts anew in the same session, and an answer that came after it would be taken for another one's.
+  public var isDrained: Bool {
+    guard isDraining, requestsInFlight == 0 else { return false }
+    switch policy {
+    case .frozen, .alone, .resyncing: return true
+    case .settling, .both: return oldestOutstanding == nil
+    }
+  }
 
   // MARK: - inside
 

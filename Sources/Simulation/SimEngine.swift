@@ -248,22 +248,6 @@ final class SimEngine {
     tell(.unmounted)
   }
 
-  /// Mirror.reset
-  private func reset(becomesReplica: Bool) -> Bool {
-    guard machine.unfinishedMutations == 0, resync == nil, running == 0 else { return false }
-    for request in live.values { request.done = nil }
-    live = [:]
-    parked = []
-    order = RangeOrder()
-    isDrainWanted = false
-    let waiting = barriers.values
-    barriers = [:]
-    machine = becomesReplica ? AcknowledgeMachine() : AcknowledgeMachine(after: machine)
-    if let session { machine.sessionBegan(session.id) }
-    for done in waiting { done(AcknowledgeMachine.barrierLost) }
-    return true
-  }
-
   private func set(_ next: AcknowledgePolicy) {
     guard isMounted else { return fail("setPolicy", "not mounted") }
     if case .both(let id) = next, machine.policy == .frozen, session?.id == id {

@@ -238,6 +238,27 @@ extension SimEngine {
     return true
   }
 
+  /// Mirror.reset
+  func reset(becomesReplica: Bool) -> Bool {
+    guard machine.unfinishedMutations == 0, resync == nil, running == 0 else { return false }
+    // The engine refuses it; whoever drains first never meets that (R10).
+    guard machine.oldestOutstanding == nil else {
+      world.violate("I0: \(node.name) counts anew in a session in which its peer owes an answer")
+      return false
+    }
+    for request in live.values { request.done = nil }
+    live = [:]
+    parked = []
+    order = RangeOrder()
+    isDrainWanted = false
+    let waiting = barriers.values
+    barriers = [:]
+    machine = becomesReplica ? AcknowledgeMachine() : AcknowledgeMachine(after: machine)
+    if let session { machine.sessionBegan(session.id) }
+    for done in waiting { done(AcknowledgeMachine.barrierLost) }
+    return true
+  }
+
   // MARK: the peer's frames
 
   func acknowledged(_ ranges: [SequenceRange], _ id: SessionID) {

@@ -144,6 +144,37 @@ struct DeltaFaultTests {
     try pair.one.proven()
   }
 
+  /// R10: nor is one left behind that had begun before: the drain waits for its answer, and without it the roles do not change.
+  @Test func aDrainWaitsForARoundThatIsOnItsWay() throws {
+    let pair = try Pair(addressOfTwo: "127.0.0.2")
+    defer { pair.end() }
+    let relay = try Relay(port: pair.port)
+    defer { relay.remove() }
+    try shell("head -c 8000000 /dev/urandom > $1/disk.img", [pair.one.backing])
+    let session = try pair.settled()
+    try shell("printf x | dd of=$1/disk.img bs=1 seek=3000000 conv=notrunc status=none", [pair.one.mountPoint])
+    relay.change { $0.back.isStalled = true }
+    // An idle engine looks every 0.75 s; the second look begins a round, which is not answered. The peer may be silent for 6 s.
+    usleep(2_500_000)
+    #expect(pair.one.engine.report().requestsInFlight == 0 && pair.one.engine.report().bytesMarked != 0)
+    pair.one.tell(.drain)
+    usleep(300_000)
+    let isEarly = pair.one.events.withLock { $0.contains { if case .drained = $0 { true } else { false } } }
+    #expect(!isEarly, "drained before the peer had answered the round")
+    try pair.one.unmount()
+    pair.one.tell(.acceptReplication(session))
+    #expect(try pair.one.failure().contains("the peer still has to answer"))
+    relay.change { $0.back.isStalled = false }
+    try pair.one.expect("drained") { if case .drained = $0 { true } else { nil } }
+    try pair.one.barrier(session)
+    try pair.one.accept(session)
+    try pair.two.mount()
+    pair.two.tell(.setPolicy(.both(session)))
+    try shell("echo after > $1/after; sync $1/after", [pair.two.mountPoint])
+    #expect(try pair.differences() == "")
+    #expect(pair.one.engine.report().session == session)
+  }
+
   /// The target's last fsync takes longer than a stall may last; no guest waits for it, and the copy is not thrown away.
   @Test func aSlowFlushAtTheEndOfACopyIsNoStall() throws {
     let pair = try Pair()

@@ -39,6 +39,38 @@ import Testing
     #expect(completions.map(\.request) == [3] && machine.isDrained)
   }
 
+  /// R10: the round of the write-intent map begins before the drain and is answered after the flush of the swap, which counts anew.
+  @Test func aDrainWaitsForEveryAnswer() throws {
+    var machine = try turned(.alone, .resyncing(session), .settling(session), .both(session))
+    let roundGiven = machine.sendBarrier(1, in: session, unlessDraining: true)
+    let round = try #require(roundGiven)
+    machine.beginDrain()
+    let late = machine.sendBarrier(2, in: session, unlessDraining: true)
+    #expect(late == nil, "a barrier behind the drain")
+    let flushGiven = machine.sendBarrier(3, in: session)
+    let flush = try #require(flushGiven)
+    var completions: [AcknowledgeMachine.Completion] = []
+    try machine.remoteFlushed(flush.dispatch.sequence, in: session, completions: &completions)
+    #expect(machine.requestsInFlight == 0 && !machine.isDrained && machine.oldestOutstanding == round.dispatch.sequence)
+    try machine.remoteFlushed(round.dispatch.sequence, in: session, completions: &completions)
+    #expect(machine.isDrained && machine.oldestOutstanding == nil)
+  }
+
+  /// Alone and during a copy no peer is waited for, and a lost session owes nothing.
+  @Test func aDrainWaitsForNoPeerThatIsNotNeeded() throws {
+    var machine = try turned(.alone, .resyncing(session))
+    let sent = machine.sendBarrier(1, in: session)
+    machine.beginDrain()
+    #expect(sent != nil && machine.isDrained)
+    machine = try turned(.alone, .resyncing(session), .settling(session), .both(session))
+    _ = machine.sendBarrier(1, in: session)
+    machine.beginDrain()
+    #expect(!machine.isDrained)
+    var completions: [AcknowledgeMachine.Completion] = []
+    machine.sessionLost(session, completions: &completions)
+    #expect(machine.isDrained && machine.policy == .frozen)
+  }
+
   @Test func whatALostSessionHadIsNotMirrored() throws {
     var machine = try turned(.alone, .resyncing(session), .settling(session), .both(session))
     let writeGiven = machine.admit(1, .mutation)

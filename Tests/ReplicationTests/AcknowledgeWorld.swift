@@ -254,7 +254,21 @@ struct AcknowledgeWorld: Hashable {
     if policy != machine.policy { return "policy is \(machine.policy), not \(policy)" }
     let inFlight = requests.count { $0.token != nil && !$0.isCompleted }
     if machine.requestsInFlight != inFlight { return "\(machine.requestsInFlight) in flight, not \(inFlight)" }
+    let isDrained = isDraining && inFlight == 0 && !(needsBoth && doesPeerOwe)
+    if machine.isDrained != isDrained { return isDrained ? "not drained" : "drained early" }
     return peerLacksSomething()
+  }
+
+  private var needsBoth: Bool {
+    switch policy {
+    case .frozen, .alone, .resyncing: false
+    case .settling, .both: true
+    }
+  }
+
+  /// R10: something of this session, a barrier included, that the peer has not answered.
+  private var doesPeerOwe: Bool {
+    (requests + [barrier].compactMap { $0 }).contains { $0.sentIn != nil && $0.sentIn == session && !$0.isAnswerUsed }
   }
 
   private func isDue(_ request: Request) -> Bool {
