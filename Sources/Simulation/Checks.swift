@@ -291,6 +291,18 @@ extension World {
     }
   }
 
+  /// I5 once more where it leaves: between the core's word and this the record may have changed.
+  func checkLeaving(_ message: PeerMessage, by engine: SimEngine) {
+    switch message {
+    // A target may have adopted meanwhile, when an earlier vmhad had already said that it is ready.
+    case .targetReady: return
+    // It was durable when the core said it (`checkBefore`), and the end of its session is queued behind it: to the source it is one that
+    // was on its way for longer (docs/invariants.md).
+    case .adopted where engine.endsAhead > 0: return
+    default: checkSent(message, by: engine.node)
+    }
+  }
+
   /// I6: a generation never goes back, and no history is left but by a resync.
   func checkPersist(_ next: DurableRecord, at node: SimNode) {
     guard let old = node.record else { return }

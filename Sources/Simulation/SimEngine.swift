@@ -17,8 +17,8 @@ final class SimEngine {
   /// The session whose stream it applies.
   var replicaOf: SessionID?
   private(set) var wantsConnection = false
-  private var lastHeard: Int64 = 0
-  private var lastLook: Int64
+  private(set) var lastHeard: Int64 = 0
+  private(set) var lastLook: Int64
   private var stallWatch = StallWatch()
   /// Until when reads are served; nil = without an end.
   private var lease: Int64?
@@ -99,8 +99,7 @@ final class SimEngine {
     guard daemon === self.daemon, !isAway else { return }
     enqueue { engine in
       guard let session = engine.session, session.id == id else { return }
-      // A target may have adopted meanwhile, when an earlier vmhad had already said that it is ready.
-      if case .targetReady = message {} else { engine.world.checkSent(message, by: engine.node) }
+      engine.world.checkLeaving(message, by: engine)
       if case .adopt = message {
         if !engine.world.jointlyFlushed.contains(id) {
           engine.world.violate("I5: \(engine.node.name) sends ADOPT without the joint flush (R8.2)")
@@ -172,11 +171,7 @@ final class SimEngine {
         engine.tell(.barrierDone(id))
       }
       guard isBegun else { return fail("flushBarrier", "the session is over") }
-    case .confirmSession(let id):
-      guard session?.id == id, policy == .both(id), world.now - lastHeard < World.suspendAfter.nanoseconds else {
-        return fail("confirmSession", "the session is over, or the peer was not heard")
-      }
-      tell(.sessionConfirmed(id))
+    case .confirmSession(let id): confirmSession(id)
     case .drain: drain()
     case .syncFiles(let request):
       sync { $0.tell(.filesSynced(request)) }
