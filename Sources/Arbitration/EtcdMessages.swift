@@ -34,9 +34,11 @@ struct EtcdRange: Encodable { var key: Data }
 
 struct EtcdRangeAnswer: Decodable {
   struct Entry: Decodable {
+    var createRevision: EtcdNumber<Int64>
     var modRevision: EtcdNumber<Int64>
     var value: Data?
     enum CodingKeys: String, CodingKey {
+      case createRevision = "create_revision"
       case modRevision = "mod_revision"
       case value
     }

@@ -33,7 +33,7 @@ public final class EtcdWitness: Sendable {
     let text = entry?.value.flatMap { try? JSONDecoder().decode(RegisterText.self, from: $0) }
     return WitnessReading(
       cluster: answer.header.cluster, revision: answer.header.revision, modRevision: entry?.modRevision.value ?? 0,
-      register: text?.register)
+      createRevision: entry?.createRevision.value, register: text?.register)
   }
 
   /// True if it was written. A throw leaves open whether it was, or still will be.

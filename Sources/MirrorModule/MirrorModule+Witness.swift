@@ -88,6 +88,10 @@ extension MirrorModule {
       return "the register was set back: its last change is \(reading.modRevision), and was \(mark.modRevision)"
     }
     guard let register = reading.register else { return "the module's register cannot be read" }
+    // A request to make it that comes after it was deleted would bring an old branch back, under claims that were granted since.
+    guard let made = mark.createRevision, reading.createRevision == made else {
+      return "the register was made anew since both nodes agreed on it"
+    }
     if record.history.contains(register.branch) { return nil }
     if let claim = record.claim, claim == register.branch, register.holder == settings.node { return nil }
     let holder = register.holder == settings.node ? settings.nodeName : settings.peerName

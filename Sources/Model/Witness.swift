@@ -25,10 +25,14 @@ public struct WitnessMark: Sendable, Codable, Hashable {
   public var revision: Int64
   /// The register's last change then; an older one = it was set back, and others have written to the store since. 0 = there was none.
   public var modRevision: Int64
-  public init(cluster: UInt64, revision: Int64, modRevision: Int64) {
+  /// The change that made the register; another one = it was deleted and made anew. nil = there was none, or a record of a version that
+  /// did not keep it: to be agreed on again.
+  public var createRevision: Int64?
+  public init(cluster: UInt64, revision: Int64, modRevision: Int64, createRevision: Int64?) {
     self.cluster = cluster
     self.revision = revision
     self.modRevision = modRevision
+    self.createRevision = createRevision
   }
 }
 
@@ -39,13 +43,20 @@ public struct WitnessReading: Sendable, Codable, Hashable {
   public var revision: Int64
   /// Of the register's last change; 0 = there is no register.
   public var modRevision: Int64
+  /// The change that made the register; nil = there is none.
+  public var createRevision: Int64?
   /// nil: there is none, or what is there is no register.
   public var register: WitnessRegister?
-  public init(cluster: UInt64, revision: Int64, modRevision: Int64, register: WitnessRegister?) {
+  public init(
+    cluster: UInt64, revision: Int64, modRevision: Int64, createRevision: Int64?, register: WitnessRegister?
+  ) {
     self.cluster = cluster
     self.revision = revision
     self.modRevision = modRevision
+    self.createRevision = createRevision
     self.register = register
   }
-  public var mark: WitnessMark { WitnessMark(cluster: cluster, revision: revision, modRevision: modRevision) }
+  public var mark: WitnessMark {
+    WitnessMark(cluster: cluster, revision: revision, modRevision: modRevision, createRevision: createRevision)
+  }
 }

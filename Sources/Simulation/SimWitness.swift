@@ -13,6 +13,7 @@ final class SimWitness {
     var cluster: UInt64
     var revision: Int64
     var modRevision: Int64 = 0
+    var createRevision: Int64?
     var register: WitnessRegister?
   }
   private struct Call {
@@ -57,7 +58,8 @@ final class SimWitness {
       .witnessRead(
         id: id,
         WitnessReading(
-          cluster: store.cluster, revision: store.revision, modRevision: store.modRevision, register: store.register))
+          cluster: store.cluster, revision: store.revision, modRevision: store.modRevision,
+          createRevision: store.createRevision, register: store.register))
     }
   }
 
@@ -67,6 +69,7 @@ final class SimWitness {
         backups.append(store)
         store.revision += 1
         store.modRevision = store.revision
+        store.createRevision = store.createRevision ?? store.revision
         store.register = next
       }
       return .witnessSwapped(id: id)
@@ -167,6 +170,7 @@ final class SimWitness {
     } else {
       stores[0].revision += 1
       stores[0].modRevision = 0
+      stores[0].createRevision = nil
       stores[0].register = nil
     }
   }

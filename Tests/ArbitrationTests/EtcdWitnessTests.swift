@@ -43,6 +43,7 @@ import Testing
     // Made twice, and compared with what is no longer there.
     #expect(try !witness.swap(key, expect: 0, register(8, .second)))
     #expect(try witness.swap(key, expect: first.modRevision, register(9, .second)))
+    #expect(try witness.read(key).createRevision == first.modRevision && absent.createRevision == nil)
     #expect(try !witness.swap(key, expect: first.modRevision, register(10)))
     #expect(try witness.read(key).register == register(9, .second))
     // Many threads, one winner.
@@ -57,7 +58,7 @@ import Testing
     #expect(try witness.read(key).modRevision == 0)
     try server.control("put", key, "not a register")
     let strange = try witness.read(key)
-    #expect(strange.register == nil && strange.modRevision > from)
+    #expect(strange.register == nil && strange.modRevision > from && strange.createRevision == strange.modRevision)
   }
 
   @Test func aHangingOrAbsentServerIsSaidInTimeAndTheNextEndpointIsAsked() throws {

@@ -8,7 +8,7 @@ import Testing
 @Suite struct ArbiterTests {
   private let start = Instant(nanoseconds: 0)
   private let old = BranchID(rawValue: 44)
-  private let mark = WitnessMark(cluster: 7, revision: 20, modRevision: 12)
+  private let mark = WitnessMark(cluster: 7, revision: 20, modRevision: 12, createRevision: 2)
 
   private func record(_ change: (inout DurableRecord) -> Void = { _ in }) -> DurableRecord {
     var record = DurableRecord(generation: Generation(number: 4, branch: old), standing: .uptodate)
@@ -20,10 +20,11 @@ import Testing
   }
 
   private func reading(
-    _ branch: BranchID?, cluster: UInt64 = 7, revision: Int64 = 20, mod: Int64 = 12, holder: NodeID = .second
+    _ branch: BranchID?, cluster: UInt64 = 7, revision: Int64 = 20, mod: Int64 = 12, holder: NodeID = .second,
+    made: Int64? = 2
   ) -> WitnessReading {
     WitnessReading(
-      cluster: cluster, revision: revision, modRevision: mod,
+      cluster: cluster, revision: revision, modRevision: mod, createRevision: mod == 0 ? nil : made,
       register: branch.map { WitnessRegister(branch: $0, number: 4, holder: holder, parent: .empty) })
   }
 
@@ -82,7 +83,7 @@ import Testing
     let next = try #require(persisted(granted))
     #expect(next.generation == Generation(number: 5, branch: claim) && next.claim == nil)
     #expect(next.peerOutdated == .witness && next.history == [old, claim])
-    #expect(next.witness == WitnessMark(cluster: 7, revision: 21, modRevision: 21))
+    #expect(next.witness == WitnessMark(cluster: 7, revision: 21, modRevision: 21, createRevision: 2))
     #expect(core.status.state == .alone)
   }
 
@@ -107,6 +108,9 @@ import Testing
     let foreign = BranchID(rawValue: 5)
     let cases: [(DurableRecord, WitnessReading)] = [
       (record { $0.claim = claim }, reading(foreign)),
+      // Deleted, and a late request made it anew; and one that was not there when both nodes agreed.
+      (record { $0.claim = claim }, reading(old, revision: 30, mod: 25, made: 25)),
+      (record { $0.witness?.createRevision = nil }, reading(old)),
       (record { $0.claim = claim }, reading(nil, mod: 0)), (record { $0.claim = claim }, reading(nil, mod: 15)),
       (record { $0.claim = claim }, reading(claim, cluster: 8, holder: .first)),
       (record { $0.claim = claim }, reading(old, cluster: 8)),
@@ -282,7 +286,7 @@ import Testing
     #expect(offered.contains(.sendPeer(session, .adoptWitness(strange.mark))))
     #expect(swaps(offered) == nil && persisted(offered) == nil)
     // Another one's answer, an answer in another session.
-    let other = WitnessMark(cluster: 7, revision: 4, modRevision: 2)
+    let other = WitnessMark(cluster: 7, revision: 4, modRevision: 2, createRevision: 2)
     #expect(swaps(core.handle(.peerMessage(session, .witnessAdopted(other)), at: start)) == nil)
     #expect(
       swaps(core.handle(.peerMessage(SessionID(rawValue: 8), .witnessAdopted(strange.mark)), at: start)) == nil)
@@ -299,7 +303,7 @@ import Testing
 
   @Test func theSecondaryAgreesDurablyAndOnlyInItsSession() {
     let session = SessionID(rawValue: 9)
-    let next = WitnessMark(cluster: 8, revision: 3, modRevision: 0)
+    let next = WitnessMark(cluster: 8, revision: 3, modRevision: 0, createRevision: nil)
     var (core, _) = World.core(record(), .witness, then: .ready(.replica, in: session))
     let elsewhere = core.handle(.peerMessage(SessionID(rawValue: 8), .adoptWitness(next)), at: start)
     #expect(persisted(elsewhere) == nil)

@@ -14,7 +14,7 @@ import Testing
   /// Up to date and without a right, as in sync; `boot`: its own boot is the one in which it was in sync.
   private func record(inThisBoot: Bool = false, _ change: (inout DurableRecord) -> Void = { _ in }) -> DurableRecord {
     var record = DurableRecord(generation: Generation(number: 4, branch: branch), standing: .uptodate)
-    record.witness = WitnessMark(cluster: 7, revision: 20, modRevision: 12)
+    record.witness = WitnessMark(cluster: 7, revision: 20, modRevision: 12, createRevision: 2)
     record.bootAtLastSync = inThisBoot ? "a1" : "a0"
     change(&record)
     return record
@@ -141,7 +141,8 @@ import Testing
     #expect(!asked.contains(.engine(.connect)), "a session would end the question")
     func answer(_ branch: BranchID, _ id: UInt64, _ revision: Int64, _ holder: NodeID) -> [Directive] {
       let register = WitnessRegister(branch: branch, number: 5, holder: holder, parent: .empty)
-      let reading = WitnessReading(cluster: 7, revision: revision, modRevision: revision, register: register)
+      let reading = WitnessReading(
+        cluster: 7, revision: revision, modRevision: revision, createRevision: 2, register: register)
       return core.handle(.witnessRead(id: id, reading), at: due)
     }
     let first = try #require(reads(asked))
