@@ -312,7 +312,10 @@ extension World {
       if node.archives[old.generation.branch] != node.copy.contents || node.engine?.isMounted ?? false {
         violate("I12: \(node.name) gives up \(old.generation) and has not archived it")
       }
-      if peer(of: node).record?.generation.branch == .empty { violate("I12: both nodes have given up their branches") }
+      // One that has lost its record meanwhile has given up nothing: its copy is kept, and can be forced.
+      if let kept = peer(of: node).record, kept.generation.branch == .empty, kept.recordLost != true {
+        violate("I12: both nodes have given up their branches")
+      }
       return
     }
     if old.recordLost == true, next.recordLost != true, next.peerOutdated != .force { checkProof(beside: node) }
