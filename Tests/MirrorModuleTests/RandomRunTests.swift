@@ -4,7 +4,7 @@ import Testing
 
 /// The first seeds of each arbiter; `make sim` runs as many as are wanted.
 @Suite struct RandomRunTests {
-  static let seeds: Range<UInt64> = 1..<61
+  static let seeds: Range<UInt64> = 1..<101
 
   @Test(arguments: Campaign.arbiters)
   func everyRunIsSafeAndComesBack(arbiter: ArbiterPolicy) {
@@ -20,6 +20,6 @@ import Testing
       case .witness, .witnessAndFence: .rightByWitness
       case .fence: .rightByFence
       }
-    if let needed { #expect(report.times[needed.rawValue] >= 3) }
+    if let needed { #expect(report.times[needed.rawValue] > 0) }
   }
 }
