@@ -37,11 +37,15 @@ public final class Daemon: ModuleSurroundings, Sendable {
     var bootID: String
     var startedAt = WallTime.now()
     var runners: [ModuleName: ModuleRunner] = [:]
+    /// Modules of this host that could not be loaded, and why.
+    var unloaded: [ModuleName: String] = [:]
     var peerAlive: Bool?
     var peerSince: WallTime?
     var peerBoot: String?
     var links: [String: KnownLink] = [:]
     var peerReports: [ModuleName: ModuleReport] = [:]
+    /// Modules of this node of which the peer's vmhad has said nothing since then, though it answers.
+    var peerLacks: [ModuleName: Instant] = [:]
     var heartbeatWarnings: [StatusWarning] = []
     /// Of the modules that are SPLIT.
     var branchFacts: [ModuleName: BranchFacts] = [:]
@@ -149,6 +153,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
     if let peerJournal { try HostThread.start(name: "peer-journal") { self.followPeerJournal(peerJournal) } }
     try HostThread.start(name: "branches") { self.watchBranches() }
     try HostThread.start(name: "records") { self.watchRecords() }
+    try HostThread.start(name: "modules") { self.watchUnloaded() }
   }
 
   /// Lets go of everything: guests and engines go on without this process.
@@ -191,56 +196,9 @@ public final class Daemon: ModuleSurroundings, Sendable {
     arbiters.use(membership.configuration, node: membership.node.id)
     let services = try ClusterServices(membership, daemon: self)
     state.withLock { $0.services = services }
-    let unfinished = try Adoption.unfinished(paths: paths)
-    for name in try moduleNamesOnDisk() {
-      if let kind = unfinished[name] {
-        // Half moved: nothing of it may run before the command was repeated.
-        record(.adoption, .error, "'vmha \(kind) \(name)' was interrupted: repeat it to complete it", module: name.text)
-        continue
-      }
-      do {
-        let file = paths.moduleFile(name)
-        try bringUp(ModuleConfiguration(xml: DurableFile.read(file), file: file))
-      } catch { record(.daemon, .error, "module \(name) cannot be loaded: \(error)", module: name.text) }
-    }
+    try loadModules()
     try services.listen(membership, daemon: self)
     record(.cluster, .notice, "node '\(membership.node.name)' of cluster '\(membership.configuration.name)'")
-  }
-
-  private func moduleNamesOnDisk() throws -> [ModuleName] {
-    try FileManager.default.contentsOfDirectory(atPath: paths.modules).compactMap { ModuleName($0) }
-      .filter { access(paths.moduleFile($0), F_OK) == 0 }.sorted()
-  }
-
-  /// A module's runner from its configuration; its core begins as soon as libvirt has told what the guest does.
-  @discardableResult
-  func bringUp(_ configuration: ModuleConfiguration) throws -> ModuleRunner {
-    if let runner = runner(configuration.name) {
-      runner.reconfigure(configuration)
-      return runner
-    }
-    let keeper = try GuestKeeper(
-      paths: paths, configuration: configuration, hypervisor: hypervisor,
-      environment: { [weak self] in self?.scriptEnvironment($0) ?? [:] },
-      tell: { [weak self] severity, text in
-        self?.record(.decision, severityWord(severity), text, module: configuration.name.text)
-      })
-    let runner = try ModuleRunner(configuration: configuration, surroundings: self, keeper: keeper)
-    state.withLock { $0.runners[configuration.name] = runner }
-    try HostThread.start(name: "load-\(configuration.name)") {
-      runner.load(peerAlive: { self.state.withLock { $0.peerAlive } }, told: { self.publishBeats() })
-    }
-    return runner
-  }
-
-  func dropModule(_ name: ModuleName) {
-    let runner = state.withLock { state in
-      state.peerReports[name] = nil
-      state.verifications[name] = nil
-      return state.runners.removeValue(forKey: name)
-    }
-    runner?.remove()
-    publishBeats()
   }
 
   // MARK: the cores' surroundings
@@ -313,7 +271,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
     publishBeats()
   }
 
-  private func scriptEnvironment(_ module: ModuleConfiguration) -> [String: String] {
+  func scriptEnvironment(_ module: ModuleConfiguration) -> [String: String] {
     let view = snapshot()
     guard let cluster = view.cluster else { return [:] }
     return ModuleScript.environment(
@@ -440,6 +398,7 @@ public final class Daemon: ModuleSurroundings, Sendable {
       guard case .report(let reports)? = try? callPeer(.report, timeout: Self.reportTimeout) else { continue }
       state.withLock { state in
         for report in reports { state.peerReports[report.module] = report }
+        state.notePeerModules(Set(reports.map(\.module)), now: monotonicNow())
       }
       // A wish given to one node while the other could not be told must not wait for them to meet anew.
       for report in reports {

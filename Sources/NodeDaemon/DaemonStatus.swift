@@ -203,6 +203,13 @@ extension Daemon {
       warnings.append(
         StatusWarning("this node's certificate ends at \(expiry)", whatToDo: "see docs/operating/certificates.md"))
     }
+    for (name, why) in view.unloaded.sorted(by: { $0.key < $1.key }) {
+      warnings.append(
+        StatusWarning(
+          "module \(name) cannot be loaded on \(view.nodeName) and is not protected here: \(why)",
+          whatToDo: "mend \(paths.moduleFile(name)); it is tried again every \(secondsText(Self.moduleRetryPause))"))
+    }
+    warnings += peerLackWarnings(view)
     if let trouble = journal.trouble {
       warnings.append(
         StatusWarning("the journal cannot be written: \(trouble)", whatToDo: "free space in \(paths.state)"))

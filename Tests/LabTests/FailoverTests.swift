@@ -166,6 +166,30 @@ extension AllLabs {
       }
     }
 
+    /// A module.xml that vmhad cannot read is said in the status, and counts again as soon as it is mended.
+    @Test func mendedModuleFile() async throws {
+      try await lab.scenario("module.xml spoilt and mended") {
+        try await lab.healthy()
+        let file = "/etc/vmha/modules/vm1/module.xml"
+        try await lab.must("exec", "node2", "sh", "-c", "cp \(file) \(file).kept && echo '<module' > \(file)")
+        try await lab.must("kill", "node2", "vmhad")
+        try await lab.must("wait-for", "vmhad", "node2", "--timeout", "30")
+        let status = try await lab.vmha("node2", "status")
+        #expect(status.all.contains("module vm1 cannot be loaded on node2") && status.all.contains(file), "\(status)")
+        #expect(try await lab.view("node1").module("vm1").primary?.node == "node1", "its guest goes on")
+        var there = try await lab.vmha("node1", "status")
+        for _ in 0..<30 where !there.all.contains("node2 has not loaded vm1") {
+          try await Task.sleep(for: .seconds(1))
+          there = try await lab.vmha("node1", "status")
+        }
+        #expect(there.all.contains("node2 has not loaded vm1"), "\(there)")
+        try await lab.must("exec", "node2", "mv", "\(file).kept", file)
+        try await lab.healthy()
+        let mended = try await lab.vmha("node2", "status")
+        #expect(mended.out.contains("vm1") && !mended.all.contains("cannot be loaded"), "\(mended)")
+      }
+    }
+
     @Test(arguments: 1...rounds)
     func killedGuest(round: Int) async throws {
       try await lab.scenario("SIGKILL of QEMU") {
