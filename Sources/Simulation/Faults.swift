@@ -66,8 +66,12 @@ struct RandomRun {
       world.run(for: .seconds(2))
       // Beside a copy whose record was lost and that was forced, the other one may be half copied: nobody can keep that.
       let choices = world.nodes.filter { world.peer(of: $0).record?.standing == .uptodate }
-      if !choices.isEmpty { world.giveUp(choices[world.random.below(choices.count)]) }
-      _ = world.run(upTo: .seconds(120)) { world.isConverged }
+      let choice = choices.isEmpty ? nil : choices[world.random.below(choices.count)]
+      // Refused while the nodes are just meeting, it is repeated.
+      for _ in 0..<4 where !world.isConverged {
+        if let choice { world.giveUp(choice) }
+        _ = world.run(upTo: .seconds(30)) { world.isConverged }
+      }
       if let violation = world.violations.first { return violation }
       guard world.isConverged else { return missed("I9", "does not come back after it was resolved: " + states) }
     }
