@@ -86,7 +86,16 @@ public final class ControlServer: Sendable {
       do {
         guard let socket = try UnixSocket.accept(listener, timeout: nil) else { continue }
         let channel = LineChannel(socket: socket)
-        try HostThread.start(name: "control") { [self] in serve(channel) }
+        // Here, in the order in which they came: of two threads the one of the older connection may run last.
+        let old = current.withLock { current -> LineChannel? in
+          defer { current = channel }
+          return current
+        }
+        old?.close()
+        do { try HostThread.start(name: "control") { [self] in serve(channel) } } catch {
+          end(channel)
+          throw error
+        }
       } catch {
         Log.note("control socket: \(error)")
         usleep(100_000)
@@ -95,11 +104,6 @@ public final class ControlServer: Sendable {
   }
 
   private func serve(_ channel: LineChannel) {
-    let old = current.withLock { current -> LineChannel? in
-      defer { current = channel }
-      return current
-    }
-    old?.close()
     while true {
       do {
         guard let command = try channel.receive(EngineCommand.self) else { break }
@@ -113,6 +117,10 @@ public final class ControlServer: Sendable {
         break
       }
     }
+    end(channel)
+  }
+
+  private func end(_ channel: LineChannel) {
     current.withLock { if $0 === channel { $0 = nil } }
     channel.close()
   }

@@ -32,6 +32,8 @@ extension Lab {
     let log = try await vmha("node2", "log", "vm1").out
     #expect(log.contains("goes on alone by \(arbiter)"), "\(log)")
     try await must("wait-for", "answer", "vm1", "--timeout", "60", within: 70)
+    // The client that watches asks in its own turn.
+    try await Task.sleep(for: .seconds(2))
   }
 
   func until(_ what: String, within limit: Double, _ condition: () async throws -> Bool) async throws {
@@ -84,6 +86,10 @@ extension AllLabs.Split {
     let unprepared = try await lab.run(["exec", "node2", "vmha", "set", "vm2", "--arbiter", "fence"])
     #expect(unprepared.code != 0 && unprepared.all.contains("fence-1=AGENT:FILE"), "\(unprepared)")
     try await lab.vmha("node1", "set", "vm2", "--arbiter", "policy=none")
+    // The modules that ask it look again first.
+    try await lab.until("DEGRADED is still said on node2", within: 40) {
+      try await lab.run(["exec", "node2", "vmha", "status"]).out.contains("DEGRADED")
+    }
     let warned = try await lab.vmha("node2", "status").out
     #expect(warned.contains("vm2 has its own: policy=none") && warned.contains("DEGRADED"), "\(warned)")
     #expect(warned.contains("can split by an arbiter of its own, without a witness: vm2"), "\(warned)")
