@@ -24,8 +24,7 @@ struct AdoptionModuleFolder {
 
   /// nil if it is no module.
   func read(_ name: ModuleName) throws -> AdoptionModuleFiles? {
-    guard let bytes = try DurableFile.readIfPresent(paths.moduleFile(name)) else { return nil }
-    let module = try ModuleConfiguration(xml: bytes, file: paths.moduleFile(name))
+    guard let module = try ModuleConfiguration(of: name, paths) else { return nil }
     let record = try AdoptionCoding.decode(
       AdoptionRecord.self, from: try DurableFile.read(recordFile(name)), path: recordFile(name))
     let xml = try DurableFile.read(paths.domainFile(name))
@@ -48,5 +47,14 @@ struct AdoptionModuleFolder {
     try HostCalls.perform("adoption.keep", path: kept) { rename(paths.module(name), kept) }
     try DurableFile.syncFolder(AdoptionFiles.parent(kept))
     try DurableFile.syncFolder(paths.modules)
+  }
+}
+
+extension ModuleConfiguration {
+  /// What is on this host's disk; nil if there is no such module.
+  init?(of name: ModuleName, _ paths: HostPaths) throws {
+    let file = paths.moduleFile(name)
+    guard let bytes = try DurableFile.readIfPresent(file) else { return nil }
+    try self.init(xml: bytes, file: file)
   }
 }

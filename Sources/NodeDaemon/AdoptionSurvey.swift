@@ -137,8 +137,8 @@ struct AdoptionSurvey: Sendable {
     for folder in try AdoptionFiles.names(in: paths.modules) {
       guard let name = ModuleName(folder) else { continue }
       do {
-        guard let bytes = try DurableFile.readIfPresent(paths.moduleFile(name)) else { continue }
-        found[folder] = try ModuleConfiguration(xml: bytes, file: paths.moduleFile(name))
+        guard let module = try ModuleConfiguration(of: name, paths) else { continue }
+        found[folder] = module
       } catch {
         problems.append("\(error)")
       }

@@ -153,7 +153,6 @@ public final class Daemon: ModuleSurroundings, Sendable {
     if let peerJournal { try HostThread.start(name: "peer-journal") { self.followPeerJournal(peerJournal) } }
     try HostThread.start(name: "branches") { self.watchBranches() }
     try HostThread.start(name: "records") { self.watchRecords() }
-    try HostThread.start(name: "modules") { self.watchUnloaded() }
   }
 
   /// Lets go of everything: guests and engines go on without this process.

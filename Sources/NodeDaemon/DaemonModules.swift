@@ -21,11 +21,12 @@ extension Daemon {
       }
       loadModule(name)
     }
+    if !snapshot().unloaded.isEmpty { try HostThread.start(name: "modules") { self.watchUnloaded() } }
   }
 
-  /// A file that was mended, or that the host lets be read again, counts without a restart of vmhad.
-  func watchUnloaded() {
-    while !isStopping(within: Self.moduleRetryPause) {
+  /// A file that was mended, or that the host lets be read again, counts without a restart of vmhad. Ends with the last of them.
+  private func watchUnloaded() {
+    while !snapshot().unloaded.isEmpty, !isStopping(within: Self.moduleRetryPause) {
       for name in snapshot().unloaded.keys.sorted() where operations.current(module: name.text) == nil {
         loadModule(name)
       }
@@ -48,12 +49,11 @@ extension Daemon {
 
   private func loadModule(_ name: ModuleName) {
     do {
-      let file = paths.moduleFile(name)
-      guard let bytes = try DurableFile.readIfPresent(file) else {
+      guard let configuration = try ModuleConfiguration(of: name, paths) else {
         // Removed meanwhile.
         return state.withLock { $0.unloaded[name] = nil }
       }
-      try bringUp(ModuleConfiguration(xml: bytes, file: file))
+      try bringUp(configuration)
       guard state.withLock({ $0.unloaded.removeValue(forKey: name) }) != nil else { return }
       record(.daemon, .notice, "module \(name) is loaded now", module: name.text)
     } catch {

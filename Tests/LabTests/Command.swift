@@ -60,6 +60,9 @@ final class Command: @unchecked Sendable {
     }
   }
 
+  /// What it has written to its standard output until now.
+  func outSoFar() throws -> String { try text("out") }
+
   /// Asks it to end (SIGTERM), for commands that run until they are told.
   func stop() { kill(pid, SIGTERM) }
 

@@ -177,12 +177,9 @@ extension AllLabs {
         let status = try await lab.vmha("node2", "status")
         #expect(status.all.contains("module vm1 cannot be loaded on node2") && status.all.contains(file), "\(status)")
         #expect(try await lab.view("node1").module("vm1").primary?.node == "node1", "its guest goes on")
-        var there = try await lab.vmha("node1", "status")
-        for _ in 0..<30 where !there.all.contains("node2 has not loaded vm1") {
-          try await Task.sleep(for: .seconds(1))
-          there = try await lab.vmha("node1", "status")
+        try await lab.until("node1 says that node2 would not take vm1 over", within: 30) {
+          try await lab.vmha("node1", "status").all.contains("node2 has not loaded vm1")
         }
-        #expect(there.all.contains("node2 has not loaded vm1"), "\(there)")
         try await lab.must("exec", "node2", "mv", "\(file).kept", file)
         try await lab.healthy()
         let mended = try await lab.vmha("node2", "status")

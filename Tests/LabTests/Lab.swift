@@ -149,14 +149,27 @@ final class Lab: Sendable {
     }
   }
 
+  func until(_ what: String, within limit: Double, _ condition: () async throws -> Bool) async throws {
+    let deadline = Date(timeIntervalSinceNow: limit)
+    while try await !condition() {
+      guard Date() < deadline else { throw CommandFailure(description: "not after \(limit) s: \(what)") }
+      try await Task.sleep(for: .milliseconds(200))
+    }
+  }
+
   // MARK: - Guests
 
-  /// A client asks the guests during `body`. A lost record fails the test, with what the client saw.
+  /// A client asks the guests during `body`, which begins when each has answered it once. A lost record fails the test, with what the
+  /// client saw.
   @discardableResult
   func watching(_ guests: [String], _ body: () async throws -> Void) async throws -> [String: ProbeReport] {
     let watch = try start(["probe", "--seconds", "3600", "--state", memory] + guests)
     let failure: (any Error)?
     do {
+      try await until("the client hears \(guests)", within: 90) {
+        let heard = try watch.outSoFar()
+        return guests.allSatisfy { heard.contains(" \($0) answer ") }
+      }
       try await body()
       failure = nil
     } catch {

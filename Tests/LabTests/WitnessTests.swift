@@ -32,16 +32,6 @@ extension Lab {
     let log = try await vmha("node2", "log", "vm1").out
     #expect(log.contains("goes on alone by \(arbiter)"), "\(log)")
     try await must("wait-for", "answer", "vm1", "--timeout", "60", within: 70)
-    // The client that watches asks in its own turn.
-    try await Task.sleep(for: .seconds(2))
-  }
-
-  func until(_ what: String, within limit: Double, _ condition: () async throws -> Bool) async throws {
-    let deadline = Date(timeIntervalSinceNow: limit)
-    while try await !condition() {
-      guard Date() < deadline else { throw CommandFailure(description: "not after \(limit) s: \(what)") }
-      try await Task.sleep(for: .milliseconds(200))
-    }
   }
 }
 
