@@ -95,6 +95,8 @@ static inline off_t vmha_seek_hole(int fd, off_t from) { return lseek(fd, from, 
 enum { VMHA_UTIME_NOW = (1L << 30) - 1L, VMHA_UTIME_OMIT = (1L << 30) - 2L };
 enum { VMHA_MNT_DETACH = 2 };
 static const int VMHA_O_PATH = 010000000;
+// The C library names it without underscores only with _GNU_SOURCE; its value is not the same on all processors.
+static const int VMHA_O_DIRECT = __O_DIRECT;
 static const int VMHA_O_NOATIME = 01000000;
 static const int VMHA_O_TMPFILE = 020000000 | O_DIRECTORY;
 static const int VMHA_AT_EMPTY_PATH = 0x1000;

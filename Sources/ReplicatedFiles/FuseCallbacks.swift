@@ -97,8 +97,9 @@ private func addReads(_ table: inout fuse_lowlevel_ops) {
   table.getattr = { raw, number, _ in serve(raw) { $0.getAttributes($1, UInt64(number)) } }
   table.readlink = { raw, number in serve(raw) { $0.readLink($1, UInt64(number)) } }
   table.open = { raw, number, info in serve(raw) { $0.open($1, UInt64(number), flags: info?.pointee.flags ?? 0) } }
-  table.read = { raw, number, size, offset, _ in
-    serve(raw) { $0.read($1, UInt64(number), size: size, offset: offset, buffer: scratch()) }
+  table.read = { raw, number, size, offset, info in
+    let isDirect = info.map { $0.pointee.flags & VMHA_O_DIRECT != 0 } ?? false
+    serve(raw) { $0.read($1, UInt64(number), size: size, offset: offset, isDirect: isDirect, buffer: scratch()) }
   }
   table.release = { raw, number, _ in serve(raw) { $0.release($1, UInt64(number)) } }
   table.opendir = { raw, number, info in

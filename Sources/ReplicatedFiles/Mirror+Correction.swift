@@ -21,6 +21,15 @@ extension Mirror {
     return finish(request, operation: nil, failure: error) { correct(request, file, error, &$0) }
   }
 
+  /// What the reader makes of the error may come back as a write, and must not spoil the peer's copy, which is whole: in sync, the
+  /// session is over before the reader knows. QEMU writes whatever its buffer held where it read a part of a sector in vain.
+  func readFailed(_ descriptor: Int32, _ error: Errno) {
+    switch policy {
+    case .both, .settling: failed("read", descriptor, error)
+    case .alone, .resyncing, .frozen: noteDiskError("read", Backing.pathForMessage(descriptor), error)
+    }
+  }
+
   func noteDiskError(_ operation: String, _ path: String, _ error: Errno) {
     if error.isNoSpace {
       let now = monotonicNow().nanoseconds

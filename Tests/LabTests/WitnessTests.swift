@@ -23,15 +23,15 @@ extension Lab {
     return nodes
   }
 
-  /// node2 takes vm1 over by the right that `arbiter` gave.
-  func goesOn(_ arbiter: String) async throws {
-    try await until("vm1 runs on node2", on: "node2", within: 60) {
-      let own = try $0.module("vm1").on("node2")
+  /// `node` takes the guest over by the right that `arbiter` gave.
+  func goesOn(_ arbiter: String, _ guest: String = "vm1", on node: String = "node2") async throws {
+    try await until("\(guest) runs on \(node)", on: node, within: 60) {
+      let own = try $0.module(guest).on(node)
       return own?.state == "ALONE" && own?.guest == "running"
     }
-    let log = try await vmha("node2", "log", "vm1").out
+    let log = try await vmha(node, "log", guest).out
     #expect(log.contains("goes on alone by \(arbiter)"), "\(log)")
-    try await must("wait-for", "answer", "vm1", "--timeout", "60", within: 70)
+    try await must("wait-for", "answer", guest, "--timeout", "60", within: 70)
   }
 }
 
@@ -42,6 +42,7 @@ extension AllLabs.Split {
     try await lab.must("arbiter", "witness", within: 200)
     try await bothSeparated(lab)
     try await powerCutWithoutWitness(lab)
+    try await failedDisk(lab)
     try await lab.must("arbiter", "fence", within: 200)
     try await wrongFenceFile(lab)
     try await hungHost(lab)
@@ -97,6 +98,17 @@ extension AllLabs.Split {
     try await lab.healthy()
     try await lab.vmha("node2", "set", "vm2", "--arbiter", "cluster")
     #expect(try await !lab.vmha("node1", "status").out.contains("has its own"))
+  }
+
+  /// node2's disk gives errors for everything from one moment on. Nothing that its guest or QEMU makes of that spoils node1's copy: the
+  /// client demands every record that was acknowledged.
+  private static func failedDisk(_ lab: Lab) async throws {
+    try await lab.watching(["vm2"]) {
+      try await lab.must("disk", "node2", "fail")
+      try await lab.goesOn("witness", "vm2", on: "node1")
+      try await lab.must("power-cut", "node2")
+    }
+    try await lab.healthy()
   }
 
   /// node1's file for node2 names node1.

@@ -206,6 +206,55 @@ struct DiskTests {
     #expect(try pair.differences() == "")
   }
 
+  /// A reader that overlooks the error and writes back what its buffer held, as QEMU does for a part of a sector: the session is over
+  /// before it knows, so the peer's copy stays whole (R11). ALONE, or when the target of a resync has not everything yet, a read
+  /// that fails is told and changes nothing.
+  @Test func whatIsMadeOfAFailedReadNeverReachesThePeer() throws {
+    let pair = try Pair()
+    defer { pair.end() }
+    try shell("head -c 3000000 /dev/urandom > $1/disk.img", [pair.one.backing])
+    _ = try pair.settled()
+    let before = try shell("sha256sum < $1/disk.img", [pair.two.backing])
+    let file = open("\(pair.one.mountPoint)/disk.img", O_RDWR)
+    let backing = pair.one.backing
+    HostCalls.setFaultHook { label, path in label == "backing.read" && path.hasPrefix(backing) ? EIO : nil }
+    defer { HostCalls.setFaultHook(nil) }
+    var block = [UInt8](repeating: 7, count: 4096)
+    #expect(pread(file, &block, block.count, 2_000_000) == -1 && errno == EIO)
+    #expect(pair.one.engine.report().policy == .frozen)
+    let writer = try HostThread.start(name: "guest", detached: false) { [block] in
+      #expect(pwrite(file, block, block.count, 2_000_000) == -1)
+      close(file)
+    }
+    // First the error, then the end of the session, as for a write.
+    #expect(try diskError(pair.one) == ("read", EIO))
+    #expect(try pair.one.lost() == .frozen)
+    #expect(try pair.two.lost() == .frozen)
+    usleep(300_000)
+    #expect(try shell("sha256sum < $1/disk.img", [pair.two.backing]) == before)
+    try pair.one.unmount(force: true)
+    writer.join()
+    #expect(try shell("sha256sum < $1/disk.img", [pair.two.backing]) == before)
+  }
+
+  @Test func aReadThatFailsAloneChangesNothing() throws {
+    let pair = try Pair()
+    defer { pair.end() }
+    try shell("head -c 3000000 /dev/urandom > $1/disk.img", [pair.one.backing])
+    try pair.one.mount()
+    pair.one.tell(.setPolicy(.alone))
+    let file = open("\(pair.one.mountPoint)/disk.img", O_RDWR)
+    defer { close(file) }
+    let backing = pair.one.backing
+    HostCalls.setFaultHook { label, path in label == "backing.read" && path.hasPrefix(backing) ? EIO : nil }
+    defer { HostCalls.setFaultHook(nil) }
+    var block = [UInt8](repeating: 7, count: 4096)
+    #expect(pread(file, &block, block.count, 2_000_000) == -1 && errno == EIO)
+    #expect(try diskError(pair.one) == ("read", EIO))
+    #expect(pwrite(file, block, block.count, 2_000_000) == block.count)
+    #expect(pair.one.engine.report().policy == .alone)
+  }
+
   private func fail(_ folder: String, _ how: String) throws {
     if how == "readonly" {
       return try _ = shell("echo test > /sys/fs/ext4/$(basename $(findmnt -no SOURCE $1))/trigger_fs_error", [folder])

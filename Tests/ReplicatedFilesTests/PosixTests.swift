@@ -3,8 +3,10 @@ import CPosixCalls
 import Glibc
 import HostSystem
 import Model
-import ReplicatedFiles
+import Synchronization
 import Testing
+
+@testable import ReplicatedFiles
 
 /// What the random model of the surface cannot show: what the mount does not do, and says so; what is only there at an edge.
 @Suite(.serialized, .timeLimit(.minutes(3)))
@@ -123,6 +125,46 @@ struct PosixTests {
   }
 
   /// The kernel keeps all three kinds of locks by itself, between the processes and descriptors of this node.
+  /// A sector is 512 bytes: QEMU asks for it by reading less with O_DIRECT, and would read, change and write 4096 bytes for each
+  /// smaller write of its guest if that went well.
+  @Test func aDirectReadOfAPartOfASectorIsRefused() throws {
+    let pair = try Pair()
+    defer { pair.end() }
+    try shell("head -c 100000 /dev/urandom > $1/disk.img", [pair.one.backing])
+    _ = try pair.settled()
+    let path = "\(pair.one.mountPoint)/disk.img"
+    let (direct, buffered) = (open(path, O_RDWR | VMHA_O_DIRECT), open(path, O_RDONLY))
+    defer {
+      close(direct)
+      close(buffered)
+    }
+    let part = UnsafeMutableRawPointer.allocate(byteCount: 4096, alignment: 4096)
+    defer { part.deallocate() }
+    for (size, offset) in [(1, 0), (511, 0), (100, 1024)] {
+      #expect(pread(direct, part, size, off_t(offset)) == -1 && errno == EINVAL, "\(size) bytes at \(offset)")
+      #expect(pread(buffered, part, size, off_t(offset)) == size)
+    }
+    // The last piece of a read that the kernel cut ends anywhere; so does the file.
+    for (size, offset, count) in [(512, 512, 512), (4096, 98304, 1696), (16, 4080, 16)] {
+      #expect(pread(direct, part, size, off_t(offset)) == count, "\(size) bytes at \(offset)")
+    }
+    let reads = Atomic<Int>(0)
+    let backing = pair.one.backing
+    HostCalls.setFaultHook { label, file in
+      if label == "backing.read", file.hasPrefix(backing) { reads.add(1, ordering: .relaxed) }
+      return nil
+    }
+    defer { HostCalls.setFaultHook(nil) }
+    func readsOfQemu(_ command: String) throws -> Int {
+      reads.store(0, ordering: .relaxed)
+      try shell("qemu-io -f raw -t none -c \"$2\" $1", [path, command])
+      return reads.load(ordering: .relaxed)
+    }
+    #expect(try readsOfQemu("write -P 7 5632 512") == readsOfQemu("length"), "QEMU reads before it writes a sector")
+    #expect(try readsOfQemu("read 5632 512") > readsOfQemu("length"))
+    #expect(try pair.differences() == "")
+  }
+
   @Test func locksHoldOnThisNode() throws {
     try withStage { _, mount in
       let (one, two) = (try file("\(mount)/locked"), try file("\(mount)/locked"))
