@@ -87,7 +87,7 @@ extension FileServer {
       fuse_reply_buf(request.raw, part.baseAddress?.assumingMemoryBound(to: CChar.self), count)
     } catch {
       // First: what its reader writes because of it must not reach the peer. Also for want of memory; EINVAL is the reader's own.
-      if error.code != EINVAL { sink.readFailed(file.number, error) }
+      if error.code != EINVAL { sink.readFailed(Backing.pathForMessage(file.number, at: UInt64(offset)), error) }
       fail(request, error)
     }
   }

@@ -12,7 +12,7 @@ protocol GuestRequestSink: Sendable {
   /// R11, for what the request itself does not tell.
   func noteDiskError(_ operation: String, _ path: String, _ error: Errno)
   /// R11, before the reader is told.
-  func readFailed(_ descriptor: Int32, _ error: Errno)
+  func readFailed(_ place: String, _ error: Errno)
   /// The disk gets this read, and then has it no more: what the first answers tells the second which.
   func readBegan(_ unique: UInt64) -> Int
   func readEnded(_ slot: Int)

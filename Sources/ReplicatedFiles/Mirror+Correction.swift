@@ -13,20 +13,21 @@ extension Mirror {
   /// The guest gets the error. A full disk is no reason to lose the peer: what this node now holds of the range follows in the
   /// stream. A disk that fails ends the session; the module moves.
   func writeFailed(_ request: GuestRequest, _ file: OwnedDescriptor, _ error: Errno) -> Effects {
+    let place = Backing.pathForMessage(file.number, at: request.intent?.lowerBound)
     guard !error.isDiskFailure else {
-      failed("write", file.number, error)
+      failed("write", place, error)
       return finish(request, operation: nil, failure: error)
     }
-    noteDiskError("write", Backing.pathForMessage(file.number), error)
+    noteDiskError("write", place, error)
     return finish(request, operation: nil, failure: error) { correct(request, file, error, &$0) }
   }
 
   /// What the reader makes of the error may come back as a write, and must not spoil the peer's copy, which is whole: in sync, the
   /// session is over before the reader knows. QEMU writes whatever its buffer held where it read a part of a sector in vain.
-  func readFailed(_ descriptor: Int32, _ error: Errno) {
+  func readFailed(_ place: String, _ error: Errno) {
     switch policy {
-    case .both, .settling: failed("read", descriptor, error)
-    case .alone, .resyncing, .frozen: noteDiskError("read", Backing.pathForMessage(descriptor), error)
+    case .both, .settling: failed("read", place, error)
+    case .alone, .resyncing, .frozen: noteDiskError("read", place, error)
     }
   }
 

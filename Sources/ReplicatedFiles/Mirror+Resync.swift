@@ -376,8 +376,9 @@ extension Mirror {
     var failure: EngineError?
     if isHeld == true {
       do throws(Errno) { content = try read(piece, descriptor, hasher) } catch {
-        failure = EngineError(.backing, "cannot read \(Backing.pathForMessage(descriptor)): \(error)")
-        observer.diskError("read", Backing.pathForMessage(descriptor), error)
+        let place = Backing.pathForMessage(descriptor, at: piece.offset)
+        failure = EngineError(.backing, "cannot read \(place): \(error)")
+        observer.diskError("read", place, error)
       }
     } else {
       failure = EngineError(.state, "a write to \(Backing.pathForMessage(descriptor)) hangs")

@@ -266,13 +266,12 @@ final class Mirror: GuestRequestSink {
       try Backing.sync(descriptor, dataOnly: dataOnly)
       return finish(request, operation: nil, failure: nil)
     } catch {
-      failed("fsync", descriptor, error)
+      failed("fsync", Backing.pathForMessage(descriptor), error)
       return finish(request, operation: nil, failure: error)
     }
   }
 
-  func failed(_ operation: String, _ descriptor: Int32, _ error: Errno) {
-    let path = Backing.pathForMessage(descriptor)
+  func failed(_ operation: String, _ path: String, _ error: Errno) {
     // R11: before the loss of the session, which the core would answer by asking the peer for the right to go on here.
     observer.diskError(operation, path, error)
     if let session = state.withLock({ $0.session?.id }) {

@@ -78,12 +78,14 @@ enum Backing {
 
   static func procPath(_ descriptor: Int32) -> String { "/proc/self/fd/\(descriptor)" }
 
-  /// For messages only.
-  static func pathForMessage(_ descriptor: Int32) -> String {
+  /// For messages only. `offset`: where in the file it was.
+  static func pathForMessage(_ descriptor: Int32, at offset: UInt64? = nil) -> String {
     var bytes = [CChar](repeating: 0, count: 4096)
     let count = readlink(procPath(descriptor), &bytes, bytes.count - 1)
-    guard count > 0 else { return "(descriptor \(descriptor))" }
-    return String(decoding: bytes[..<count].map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    let path =
+      count > 0
+      ? String(decoding: bytes[..<count].map { UInt8(bitPattern: $0) }, as: UTF8.self) : "(descriptor \(descriptor))"
+    return offset.map { "\(path) at byte \($0)" } ?? path
   }
 
   static func linkTarget(_ object: Int32) throws(Errno) -> [UInt8] {

@@ -15,7 +15,7 @@ import Testing
     func submit(_ request: GuestRequest) {}
     func forgotten(_ file: FileID, descriptor: Int32) {}
     func noteDiskError(_ operation: String, _ path: String, _ error: Errno) {}
-    func readFailed(_ descriptor: Int32, _ error: Errno) {}
+    func readFailed(_ place: String, _ error: Errno) {}
     func readBegan(_ unique: UInt64) -> Int { 0 }
     func readEnded(_ slot: Int) {}
   }

@@ -227,7 +227,10 @@ struct DiskTests {
       close(file)
     }
     // First the error, then the end of the session, as for a write.
-    #expect(try diskError(pair.one) == ("read", EIO))
+    let told = try pair.one.expect("diskError") {
+      if case .diskError(let operation, let place, EIO) = $0 { "\(operation) \(place)" } else { nil }
+    }
+    #expect(told.hasPrefix("read ") && told.hasSuffix("/disk.img at byte 2000000"), "\(told)")
     #expect(try pair.one.lost() == .frozen)
     #expect(try pair.two.lost() == .frozen)
     usleep(300_000)
