@@ -31,6 +31,24 @@ public enum DurableFile {
     try HostCalls.perform("durable.sync", path: path) { fsync(file) }
   }
 
+  /// For a file system without room: writes over the file that is there, which needs none as long as it fits into its blocks (and
+  /// these are not copied on write). After a crash on the way neither the old nor the new contents may be there, so only for one of
+  /// two copies that are told apart by a checksum. When it throws, the file no longer begins as it did before and as it should now:
+  /// what was not synced must not be read as if it were durable. Labels: durable.reopen, .overwrite, .shorten, .sync.
+  static func overwrite(_ bytes: [UInt8], at path: String) throws {
+    let file = try HostCalls.perform("durable.reopen", path: path) { open(path, O_WRONLY | O_CLOEXEC | O_NOFOLLOW) }
+    defer { close(file) }
+    do {
+      try bytes.withUnsafeBytes { try writeAll($0, to: file, label: "durable.overwrite", path: path) }
+      try HostCalls.perform("durable.shorten", path: path) { ftruncate(file, off_t(bytes.count)) }
+      try HostCalls.perform("durable.sync", path: path) { fsync(file) }
+    } catch {
+      // It takes no room either; the error above is the one that counts.
+      _ = pwrite(file, [UInt8](repeating: 0, count: 8), 8, 0)
+      throw error
+    }
+  }
+
   /// The whole file, at most `bytesMax`. Throws `HostError` with errno ENOENT if it does not exist.
   public static func read(_ path: String, bytesMax: Int = DurableFile.bytesMax) throws -> [UInt8] {
     let file = try HostCalls.perform("file.open", path: path) { open(path, O_RDONLY | O_CLOEXEC) }
@@ -63,6 +81,15 @@ public enum DurableFile {
   public static func readDurable(_ path: String, bytesMax: Int = DurableFile.bytesMax) throws -> [UInt8]? {
     try confirmNames(in: parent(of: path))
     return try readIfPresent(path, bytesMax: bytesMax)
+  }
+
+  /// R0: makes durable what a process before this one wrote over a file (`overwrite`). One that is not there is no error.
+  static func confirmContents(of path: String) throws {
+    do {
+      let file = try HostCalls.perform("durable.reopen", path: path) { open(path, O_RDONLY | O_CLOEXEC) }
+      defer { close(file) }
+      try HostCalls.perform("durable.sync", path: path) { fsync(file) }
+    } catch let error as HostError where error.errno == ENOENT {}
   }
 
   /// R0: makes durable what a process before this one made, renamed or removed in this folder. One that is not there is no error.

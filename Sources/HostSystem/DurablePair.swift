@@ -2,8 +2,8 @@ import Glibc
 import Synchronization
 
 /// A small payload kept in two copies, `path.a` and `path.b`, each with magic, version, sequence, length and CRC-32C. A
-/// write replaces the older copy, so one good copy is there at any moment, whatever fails (R0). One writer process at a
-/// time.
+/// write replaces the older copy, so one good copy is there at any moment, whatever fails (R0). Where the file system is full it is
+/// written over in place: the record says who may write, and must not depend on room. One writer process at a time.
 ///
 /// Layout, little-endian: magic 8 B, version 4 B, payload length 4 B, sequence 8 B, CRC-32C 4 B of all before it and
 /// the payload, payload.
@@ -55,18 +55,25 @@ public final class DurablePair: Sendable {
       let sequence = max(Self.sequence(a), Self.sequence(b)) + 1
       // A copy that is not valid is the older one.
       let older = Self.sequence(a) <= Self.sequence(b) ? ".a" : ".b"
-      try DurableFile.write(Self.encode(payload, sequence: sequence), to: path + older, mode: mode)
+      let bytes = Self.encode(payload, sequence: sequence)
+      do {
+        try DurableFile.write(bytes, to: path + older, mode: mode)
+      } catch let full as HostError where full.isNoSpace {
+        // The other copy is the newer one, and durable: it stays.
+        do { try DurableFile.overwrite(bytes, at: path + older) } catch { throw full }
+      }
     }
   }
 
   /// What it answers survives a power cut, whoever wrote it and ended in the middle of that (R0). Throws `HostError`: the host did
   /// not let it be read or made durable (with the errno; the contents are not known, and may be there the next time), or it is of a
-  /// version that this program does not know. Labels: durable.folder, file.open, file.read.
+  /// version that this program does not know. Labels: durable.folder, .reopen, .sync, file.open,
+  /// file.read.
   public func read() throws -> Contents {
     try lock.withLock { _ in
-      // Each copy was synced before it was renamed; its name may not have been.
+      // Each copy was synced before it was renamed; its name may not have been, nor one that was written over in place.
       try DurableFile.confirmNames(in: DurableFile.parent(of: path))
-      let (a, b) = (load(".a"), load(".b"))
+      let (a, b) = (load(".a", afterSync: true), load(".b", afterSync: true))
       if let error = Self.obstacle(a, b) { throw error }
       return switch (a, b) {
       case (.valid(let a, let first), .valid(let b, let second)):
@@ -131,9 +138,10 @@ public final class DurablePair: Sendable {
     if case .valid(_, let sequence) = copy { sequence } else { 0 }
   }
 
-  private func load(_ suffix: String) -> Copy {
+  private func load(_ suffix: String, afterSync: Bool = false) -> Copy {
     let file = path + suffix
     do {
+      if afterSync { try DurableFile.confirmContents(of: file) }
       guard let bytes = try DurableFile.readIfPresent(file, bytesMax: Self.headerBytes + Self.payloadBytesMax) else {
         return .absent
       }

@@ -23,6 +23,9 @@ public struct HostError: Error, Sendable, Hashable, CustomStringConvertible {
   public let errno: Int32
   public let message: String
 
+  /// The file system, or what this user may have of it, is full.
+  var isNoSpace: Bool { [ENOSPC, EDQUOT].contains(errno) }
+
   public init(_ code: Code, _ operation: String, path: String = "", errno: Int32 = 0, _ message: String) {
     self.code = code
     self.operation = operation

@@ -45,7 +45,7 @@ extension FileServer {
   }
 
   /// What a disk of the usual sector size transfers at least, in bytes.
-  static let sectorBytes = 512
+  private static let sectorBytes = 512
 
   /// QEMU learns the sector of a file that it opens with O_DIRECT by trying: it takes the smallest read that is not refused with
   /// EINVAL, and 4096 bytes if even one byte is read. A guest's write of a smaller sector would then be read, changed and written

@@ -59,6 +59,71 @@ import Testing
     }
   }
 
+  /// A full file system (of blocks, of inodes) takes a record all the same, over the older copy. Everything fails from the n-th call
+  /// on, as in a power cut there: what is read is the old record or the new one, and never the new one unless it was synced.
+  @Test(arguments: ["durable.open", "durable.write", "durable.sync", "durable.rename"])
+  func recordIsTakenByAFullFileSystem(fullAt: String) throws {
+    let prefix = folder.path
+    for crashPoint in 0..<30 {
+      let pair = DurablePair(path: folder.file("r\(crashPoint)"))
+      let long = [UInt8](repeating: 2, count: 3000)
+      try pair.write(long)
+      try pair.write(long)
+      let seen = Mutex((calls: 0, isFull: false, isSynced: false))
+      HostCalls.setFaultHook { label, path in
+        guard path.hasPrefix(prefix) else { return nil }
+        return seen.withLock {
+          $0.calls += 1
+          if $0.calls > crashPoint { return EIO }
+          if label == fullAt, !$0.isFull {
+            $0.isFull = true
+            return ENOSPC
+          }
+          $0.isSynced = $0.isSynced || $0.isFull && label == "durable.sync"
+          return nil
+        }
+      }
+      defer { HostCalls.setFaultHook(nil) }
+      let finished = (try? pair.write([3])) != nil
+      HostCalls.setFaultHook(nil)
+      guard case .value(let payload, _, let damaged) = try pair.read() else {
+        Issue.record("crash at call \(crashPoint)")
+        continue
+      }
+      #expect(payload == (finished ? [3] : long), "crash at call \(crashPoint)")
+      #expect(!finished || damaged == nil && seen.withLock { $0.isSynced })
+      try pair.write([4])
+      guard case .value([4], _, nil) = try pair.read() else {
+        Issue.record("not written after a crash at call \(crashPoint)")
+        continue
+      }
+    }
+  }
+
+  /// Where there is nothing to write over.
+  @Test func firstRecordNeedsRoom() throws {
+    let pair = DurablePair(path: folder.file("p"))
+    let prefix = folder.path
+    HostCalls.setFaultHook { label, path in label == "durable.open" && path.hasPrefix(prefix) ? ENOSPC : nil }
+    defer { HostCalls.setFaultHook(nil) }
+    let error = #expect(throws: HostError.self) { try pair.write([1]) }
+    #expect(error?.errno == ENOSPC && error?.operation == "durable.open")
+    #expect(try pair.read() == .absent)
+  }
+
+  /// A process that was killed on the way leaves in the page cache what a power cut may take back.
+  @Test func whatWasWrittenInPlaceIsSyncedBeforeItIsRead() throws {
+    let pair = DurablePair(path: folder.file("p"))
+    try pair.write([1])
+    try pair.write([1])
+    let ofPair = try calls { _ = try pair.read() }
+    for copy in [".a", ".b"] {
+      let file = folder.file("p" + copy)
+      let (sync, read) = (ofPair.firstIndex(of: "durable.sync \(file)"), ofPair.firstIndex(of: "file.read \(file)"))
+      #expect(try #require(sync) < #require(read))
+    }
+  }
+
   @Test func pairSurvivesEveryFlippedByteAndEveryTear() throws {
     let pair = DurablePair(path: folder.file("p"))
     #expect(try pair.read() == .absent)

@@ -45,6 +45,7 @@ extension AllLabs.Split {
     try await failedDisk(lab)
     try await lab.must("arbiter", "fence", within: 200)
     try await wrongFenceFile(lab)
+    try await fullDisk(lab)
     try await hungHost(lab)
     try await lab.must("arbiter", "none", within: 200)
   }
@@ -119,6 +120,25 @@ extension AllLabs.Split {
     #expect(check.code == 1 && check.all.contains("would power off the node that runs it"), "\(check)")
     try await lab.must("exec", "node1", "mv", "\(file).right", file)
     try await lab.vmha("node2", "check")
+  }
+
+  /// node2's disk is full to the last block: it consents all the same. A node that answers is not powered off, so under a fence
+  /// vm1 would stand still on its healthy node.
+  private static func fullDisk(_ lab: Lab) async throws {
+    try await lab.watching(["vm1"]) {
+      try await lab.must("disk", "node2", "fill")
+      try await lab.until("vm1 goes on with node2's consent", on: "node1", within: 20) {
+        let own = try $0.module("vm1").on("node1")
+        return own?.state == "ALONE" && own?.guest == "running" && own?.sentence.contains("node2's consent") ?? false
+      }
+      try await lab.until("the guest that is on node2 waits for room", within: 40) {
+        try await lab.run(["exec", "node2", "virsh", "domstate", "vm2", "--reason"]).out.hasPrefix("paused (I/O error)")
+      }
+      try await lab.must("disk", "node2", "free")
+      try await lab.must("exec", "node2", "virsh", "resume", "vm2")
+      try await lab.vmha("node2", "start", "vm1")
+    }
+    try await lab.healthy()
   }
 
   /// A host that hangs, and would come back: the agent takes its power before the guest starts elsewhere.

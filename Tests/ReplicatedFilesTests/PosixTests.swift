@@ -124,7 +124,6 @@ struct PosixTests {
     #expect(pair.one.engine.report().session != nil)
   }
 
-  /// The kernel keeps all three kinds of locks by itself, between the processes and descriptors of this node.
   /// A sector is 512 bytes: QEMU asks for it by reading less with O_DIRECT, and would read, change and write 4096 bytes for each
   /// smaller write of its guest if that went well.
   @Test func aDirectReadOfAPartOfASectorIsRefused() throws {
@@ -165,6 +164,7 @@ struct PosixTests {
     #expect(try pair.differences() == "")
   }
 
+  /// The kernel keeps all three kinds of locks by itself, between the processes and descriptors of this node.
   @Test func locksHoldOnThisNode() throws {
     try withStage { _, mount in
       let (one, two) = (try file("\(mount)/locked"), try file("\(mount)/locked"))

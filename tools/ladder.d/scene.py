@@ -17,7 +17,7 @@ LOOK_PERIOD = 0.05
 PROTECTED_MAX = 150
 HISTORY_MAX = 60
 SERVED_MAX = 90
-# Two starts of the guest that both acknowledged for longer than this at the same time are two writers.
+# A start of the guest that acknowledges for longer than this beside another node's is a second writer.
 OVERLAP_MAX = 0.5
 ACKNOWLEDGED = re.compile(rb"ACK boot=(\d+) begun=(\d+) seq=(\d+)\r?\n")
 HISTORY = re.compile(r"boot=(\d+) begun=(\d+) last=(\d+)")
@@ -254,14 +254,16 @@ def lost(entries, history):
 
 
 def writers_overlap(entries):
-    """The longest time in seconds in which starts of the guest on two nodes acknowledged."""
+    """For how long in seconds a start of the guest went on to acknowledge after another node's start had begun to. The first record
+    of those does not count: it may have been acknowledged before, and only been printed when a node that stood still went on.
+    What follows it was written later."""
     spans = {}
     for moment, node, boot, begun, _ in entries:
-        first, _ = spans.get((node, boot, begun), (moment, moment))
-        spans[node, boot, begun] = (first, moment)
+        spans.setdefault((node, boot, begun), []).append(moment)
     longest = 0.0
-    for one, (begin, end) in spans.items():
-        for two, (begin2, end2) in spans.items():
-            if one[0] < two[0]:
-                longest = max(longest, min(end, end2) - max(begin, begin2))
+    for one, moments in spans.items():
+        for two, (begin, *_) in spans.items():
+            late = [moment for moment in moments if moment > begin][1:]
+            if one[0] != two[0] and moments[0] <= begin and late:
+                longest = max(longest, late[-1] - begin)
     return longest
