@@ -89,6 +89,16 @@ final class GuestKeeper: Sendable {
     push(.resume)
   }
 
+  /// In a thread of its own: a suspension (R2) does not wait for it.
+  func announce() {
+    do {
+      try HostThread.start(name: "announce-\(module.text)") { [hypervisor, module, tell] in
+        do { try hypervisor.announce(module.text) } catch let error as HypervisorError where error.code == .notRunning {
+        } catch { tell(.notice, "the guest's network addresses could not be announced in its LAN: \(error)") }
+      }
+    } catch { tell(.notice, "the guest's network addresses could not be announced in its LAN: \(error)") }
+  }
+
   /// libvirt told something about this guest, or answers again after it did not.
   func hypervisorSaid(_ event: HypervisorEvent) {
     state.withLock { state in

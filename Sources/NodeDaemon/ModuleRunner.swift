@@ -317,6 +317,9 @@ final class ModuleRunner: Sendable {
     case .engine(.startResync(let session, let comparesEverything)):
       state.withLock { $0.turn.hold(.startResync(session, comparesEverything: comparesEverything)) }
       followTurn()
+      // The target has no guest any more. One that stood still and went on may have sent a last frame until then, behind which every
+      // switch looks for this guest at the other node.
+      keeper.announce()
     case .engine(let command): engine.withLock { $0 }?.send(command)
     case .sendPeer(let session, let message): send(message, in: session)
     case .startGuest: keeper.start()

@@ -127,6 +127,9 @@ public protocol Hypervisor: Sendable {
   func destroy(_ name: String) throws(HypervisorError)
   func suspend(_ name: String) throws(HypervisorError)
   func resume(_ name: String) throws(HypervisorError)
+  /// Has QEMU (4.0 or newer) tell the LAN at which port the guest's network cards are, five times within 2 s. Returns at once. An error
+  /// `notRunning` if there is no guest that could be found there.
+  func announce(_ name: String) throws(HypervisorError)
   /// The definition: as it will be at the next start (`inactive`), or as it runs now. Includes secrets such as VNC passwords.
   func domainXML(of name: String, inactive: Bool) throws(HypervisorError) -> String
   /// Makes or replaces a persistent definition.

@@ -75,6 +75,7 @@ final class FakeHypervisor: Hypervisor {
   func start(_ name: String, limit: Duration) throws(HypervisorError) { try with(name) { $0.state = .running } }
   func requestShutdown(_ name: String) throws(HypervisorError) { try with(name) { $0.state = .shutOff } }
   func destroy(_ name: String) throws(HypervisorError) { try with(name) { $0.state = .shutOff } }
+  func announce(_ name: String) throws(HypervisorError) { try with(name) { _ in } }
   func suspend(_ name: String) throws(HypervisorError) { try with(name) { $0.state = .paused } }
   func resume(_ name: String) throws(HypervisorError) { try with(name) { $0.state = .running } }
   func domainXML(of name: String, inactive: Bool) throws(HypervisorError) -> String { try with(name) { $0.xml } }
