@@ -33,8 +33,8 @@ public enum DurableFile {
 
   /// For a file system without room: writes over the file that is there, which needs none as long as it fits into its blocks (and
   /// these are not copied on write). After a crash on the way neither the old nor the new contents may be there, so only for one of
-  /// two copies that are told apart by a checksum. When it throws, the file no longer begins as it did before and as it should now:
-  /// what was not synced must not be read as if it were durable. Labels: durable.reopen, .overwrite, .shorten, .sync.
+  /// two copies that are told apart by a checksum. When it throws and the new contents were not synced, the first 8 bytes are zero:
+  /// what is not durable must not be read as if it were. Labels: durable.reopen, .overwrite, .shorten, .sync, .folder.
   static func overwrite(_ bytes: [UInt8], at path: String) throws {
     let file = try HostCalls.perform("durable.reopen", path: path) { open(path, O_WRONLY | O_CLOEXEC | O_NOFOLLOW) }
     defer { close(file) }
@@ -47,6 +47,8 @@ public enum DurableFile {
       _ = pwrite(file, [UInt8](repeating: 0, count: 8), 8, 0)
       throw error
     }
+    // The file may have been renamed to this name just now, and the room have run out behind that.
+    try syncFolder(parent(of: path))
   }
 
   /// The whole file, at most `bytesMax`. Throws `HostError` with errno ENOENT if it does not exist.
