@@ -91,12 +91,15 @@ final class GuestKeeper: Sendable {
 
   /// In a thread of its own: a suspension (R2) does not wait for it.
   func announce() {
+    let failed = { @Sendable [tell] (error: any Error) in
+      tell(.notice, "the guest's network addresses could not be announced in its LAN: \(error)")
+    }
     do {
-      try HostThread.start(name: "announce-\(module.text)") { [hypervisor, module, tell] in
+      try HostThread.start(name: "announce-\(module.text)") { [hypervisor, module] in
         do { try hypervisor.announce(module.text) } catch let error as HypervisorError where error.code == .notRunning {
-        } catch { tell(.notice, "the guest's network addresses could not be announced in its LAN: \(error)") }
+        } catch { failed(error) }
       }
-    } catch { tell(.notice, "the guest's network addresses could not be announced in its LAN: \(error)") }
+    } catch { failed(error) }
   }
 
   /// libvirt told something about this guest, or answers again after it did not.
