@@ -16,12 +16,14 @@ extension MirrorModule {
 
   /// The arbiter decides; called again with every event until it gave a right.
   mutating func askArbiter(_ why: String) {
+    // R0, R6: a copy that is not known to be up to date gets no right, of no arbiter and by no policy.
+    guard let record, record.standing == .uptodate else { return }
     switch settings.arbiter {
     case .wait: return
     case .none: return goAlone(.policy, why)
     case .ping, .witness, .fence, .witnessAndFence: break
     }
-    guard let record, record.standing == .uptodate, arbitration == nil, timers[.arbiter] == nil else { return }
+    guard arbitration == nil, timers[.arbiter] == nil else { return }
     // R5: never after an own restart; the caller has said so.
     guard isContinuous || !settings.arbiter.fences else { return }
     if settings.arbiter == .fence {
@@ -66,6 +68,15 @@ extension MirrorModule {
     dropArbitration()
     watch = WitnessWatch()
     for timer in [TimerKind.witness, .witnessAnswer, .patience] { timers[timer] = nil }
+  }
+
+  /// Nobody has a right of the arbiter before: both nodes are in sync.
+  mutating func noteArbiter() {
+    let arbiter = settings.arbiter.rawValue
+    switch phase {
+    case .prim, .second: persist { $0.arbiterAtLastSync = arbiter }
+    default: break
+    }
   }
 
   /// R5: a fence tells nothing of what the peer was allowed by another arbiter since the copies were in sync.

@@ -221,7 +221,12 @@ extension MirrorModule {
 
   /// `isBroughtUp`: an engine that may go on alone has been told so (R4).
   mutating func closingGuestOff(_ closing: Closing, isBroughtUp: Bool = true) {
-    guard isMounted else { return closeMount(closing) }
+    guard isMounted else {
+      guard let session = closing.session else { return closeMount(closing) }
+      // R10: its disks were taken away from a guest that hung; what they got before has to be durable on both all the same.
+      advance(closing, to: .barrier)
+      return engine(.flushBarrier(session))
+    }
     guard closing.session != nil || closing.wasAlone && isBroughtUp else {
       // Frozen: what waits will not be acknowledged any more, so nothing drains.
       advance(closing, to: .barrier)

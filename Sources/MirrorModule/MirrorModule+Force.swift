@@ -6,7 +6,8 @@ extension MirrorModule {
   /// may only be cut off from a peer that serves, and one that the witness has told so is.
   private var forceAfter: Duration? {
     guard let patience = settings.forceAfter, let record, wish.started, record.standing != .inconsistent,
-      record.bootAtLastSync != settings.bootID, splitWith == nil, !isOverruled
+      // Without one it was distrusted (a disk error, a change of arbiter), not cut off from its power.
+      let boot = record.bootAtLastSync, boot != settings.bootID, splitWith == nil, !isOverruled
     else { return nil }
     return patience
   }

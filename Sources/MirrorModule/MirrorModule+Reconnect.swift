@@ -165,7 +165,7 @@ extension MirrorModule {
       if record?.pairing != pairing { persist { $0.pairing = pairing } }
     case .target(session):
       // R8.4, only in that session; durable, then the answer.
-      let boot = settings.bootID
+      let (boot, arbiter) = (settings.bootID, settings.arbiter.rawValue)
       persist { record in
         record.generation = generation
         record.history = []
@@ -176,6 +176,7 @@ extension MirrorModule {
         record.claim = nil
         record.consentedTo = nil
         record.bootAtLastSync = boot
+        record.arbiterAtLastSync = arbiter
         record.wroteLast = false
       }
       timers[.quiet] = nil
@@ -228,13 +229,14 @@ extension MirrorModule {
 
   /// R8.3
   mutating func withdrawMark() {
-    let boot = settings.bootID
+    let (boot, arbiter) = (settings.bootID, settings.arbiter.rawValue)
     // Once for each resync: a source whose vmhad was restarted behind this step comes here again.
     let pairing = record?.peerOutdated == nil ? record?.pairing ?? random() : random()
     persist { record in
       record.pairing = pairing
       record.peerOutdated = nil
       record.bootAtLastSync = boot
+      record.arbiterAtLastSync = arbiter
       record.wroteLast = true
     }
   }

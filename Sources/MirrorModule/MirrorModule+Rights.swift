@@ -155,7 +155,7 @@ extension MirrorModule {
     switch peerAlive {
     case .some(true) where facesLostRecord: considerLostRecord(record)
     case .some(true):
-      if settings.arbiter.overrulesLivePeer {
+      if settings.arbiter.overrulesLivePeer, record.standing == .uptodate {
         armOnce(.patience, after: settings.detection + MirrorSettings.frozenPatience)
       }
       if let patience = timers[.patience], patience <= now, let beat = peerBeat, !beat.isPrimary {

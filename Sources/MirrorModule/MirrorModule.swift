@@ -221,8 +221,10 @@ public struct MirrorModule: Sendable, Codable, Hashable {
         if changed.arbiter.fences { forgetContinuity() }
       }
       if settings.forceAfter != changed.forceAfter { timers[.force] = nil }
+      let isArbiterNew = settings.arbiter != changed.arbiter
       settings = changed
       precondition(node == changed.node, "a node cannot change its number")
+      if isArbiterNew { noteArbiter() }
     case .timer: break
     }
   }
@@ -293,7 +295,11 @@ public struct MirrorModule: Sendable, Codable, Hashable {
 
   /// In sync in this boot, and the copy is still what it was: the page cache holds all that was acknowledged.
   var isContinuous: Bool {
-    record.map { $0.standing == .uptodate && $0.bootAtLastSync == settings.bootID } ?? false
+    record.map {
+      $0.standing == .uptodate && $0.bootAtLastSync == settings.bootID
+        // R5: changed, and this core ended before it could forget that it was in sync.
+        && (!settings.arbiter.fences || $0.arbiterAtLastSync ?? settings.arbiter.rawValue == settings.arbiter.rawValue)
+    } ?? false
   }
 
   var isAlone: Bool {

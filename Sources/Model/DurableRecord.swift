@@ -47,6 +47,9 @@ public struct DurableRecord: Sendable, Codable, Hashable {
   public var consentedTo: Generation?
   /// Boot id of the host when the module was last in sync: the same boot = the page cache was kept (`continuous`).
   public var bootAtLastSync: String?
+  /// The arbiter (by its name in cluster.xml) when the module was last in sync: what another one has allowed since is not known.
+  /// nil = a version that did not say.
+  public var arbiterAtLastSync: String?
   /// Random, the same on both nodes from the end of one resync to the end of the next. Write-intent maps count only between copies of
   /// one pairing: a node that was set back behind the last resync (a restored backup, a snapshot of the host) has another one.
   public var pairing: UInt64?

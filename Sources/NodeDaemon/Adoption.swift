@@ -9,6 +9,7 @@ import VirtualMachines
 /// thread, one at a time is done.
 public final class Adoption: Sendable {
   private let paths: HostPaths
+  private let node: NodeID
   private let hypervisor: any Hypervisor
   private let actions: AdoptionActions
   private let survey: AdoptionSurvey
@@ -16,6 +17,7 @@ public final class Adoption: Sendable {
 
   public init(paths: HostPaths, node: NodeID, hypervisor: any Hypervisor, actions: AdoptionActions) {
     self.paths = paths
+    self.node = node
     self.hypervisor = hypervisor
     self.actions = actions
     survey = AdoptionSurvey(paths: paths, node: node, hypervisor: hypervisor)
@@ -98,7 +100,7 @@ public final class Adoption: Sendable {
       problem = "\(error)"
     }
     return RemovalPlanner(
-      request: request, name: name, facts: facts, peer: peer, peerProblem: problem,
+      request: request, node: node, name: name, facts: facts, peer: peer, peerProblem: problem,
       savePath: "\(paths.state)/removed/\(name).xml"
     ).plan()
   }
@@ -186,22 +188,26 @@ public struct AdoptionPeerHandler: Sendable {
   private let hypervisor: any Hypervisor
   private let survey: AdoptionSurvey
   private let didInstall: @Sendable (ModuleConfiguration) throws -> Void
-  private let willWithdraw: @Sendable (ModuleName) throws -> Void
+  private let willWithdraw: @Sendable (AdoptionWithdrawal) throws -> Void
+  private let record: @Sendable (ModuleName) throws -> Stored<DurableRecord>
   private let willSeed: @Sendable (ModuleName) throws -> Void
   private let seeds: SeedJobs
 
   /// `didInstall`: the module is there, begin to serve it (repeatable). `willWithdraw`: stop serving it and drop its durable record;
-  /// what it throws stops the withdrawal. `willSeed`: throws if the module's copy here is or was in use.
-  public init(
+  /// what it throws stops the withdrawal. `record`: what this node's copy is, as it is on disk. `willSeed`: throws if the module's
+  /// copy here is or was in use.
+  init(
     paths: HostPaths, node: NodeID, hypervisor: any Hypervisor, seeds: SeedJobs,
     didInstall: @escaping @Sendable (ModuleConfiguration) throws -> Void,
-    willWithdraw: @escaping @Sendable (ModuleName) throws -> Void,
+    willWithdraw: @escaping @Sendable (AdoptionWithdrawal) throws -> Void,
+    record: @escaping @Sendable (ModuleName) throws -> Stored<DurableRecord>,
     willSeed: @escaping @Sendable (ModuleName) throws -> Void = { _ in }
   ) {
     self.paths = paths
     self.hypervisor = hypervisor
     self.didInstall = didInstall
     self.willWithdraw = willWithdraw
+    self.record = record
     self.willSeed = willSeed
     self.seeds = seeds
     survey = AdoptionSurvey(paths: paths, node: node, hypervisor: hypervisor)
@@ -212,7 +218,7 @@ public struct AdoptionPeerHandler: Sendable {
     do {
       switch request {
       case .facts(let question): return .facts(try survey.answer(question))
-      case .removalFacts(let withdrawal): return .removalFacts(try survey.removalAnswer(withdrawal))
+      case .removalFacts(let withdrawal): return .removalFacts(try removalFacts(withdrawal))
       case .install(let files):
         try install(files)
         return .done
@@ -232,6 +238,18 @@ public struct AdoptionPeerHandler: Sendable {
         AdoptionError(
           .peer, what: "the other node", why: "\(error)", next: "mend the cause there and repeat the command"))
     }
+  }
+
+  private func removalFacts(_ withdrawal: AdoptionWithdrawal) throws -> AdoptionPeerRemovalFacts {
+    var facts = try survey.removalAnswer(withdrawal)
+    do {
+      switch try record(withdrawal.name) {
+      case .valid(let record): facts.record = record
+      case .absent: break
+      case .damaged(let why): facts.recordProblem = "its record is damaged: \(why)"
+      }
+    } catch { facts.recordProblem = "\(error)" }
+    return facts
   }
 
   private func conflict(_ why: String, _ next: String) -> AdoptionError {
@@ -280,7 +298,7 @@ public struct AdoptionPeerHandler: Sendable {
     guard try AdoptionFiles.status(paths.module(name)) != nil else {
       return try left(withdrawal.backingDirectory)
     }
-    try willWithdraw(name)
+    try willWithdraw(withdrawal)
     let mounts = try MountTable.read()
     guard try survey.placeFacts(withdrawal.mountPoint, mounts: mounts) != .mounted else {
       throw conflict("\(withdrawal.mountPoint) is mounted there", "stop the module first: vmha stop \(name)")

@@ -210,10 +210,12 @@ struct AdoptionExecutor {
     }
   }
 
-  static func withdrawal(_ module: ModuleConfiguration, _ copy: AdoptionWithdrawal.Copy) -> AdoptionWithdrawal {
+  static func withdrawal(
+    _ module: ModuleConfiguration, _ copy: AdoptionWithdrawal.Copy, for kept: DurableRecord? = nil
+  ) -> AdoptionWithdrawal {
     AdoptionWithdrawal(
       name: module.name, uuid: module.uuid, backingDirectory: module.backingDirectory, mountPoint: module.mountPoint,
-      copy: copy)
+      copy: copy, keptRecord: kept)
   }
 
   private func define(_ name: String, xml: String, autostart: Bool) throws {

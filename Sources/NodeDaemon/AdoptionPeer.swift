@@ -16,12 +16,18 @@ public struct AdoptionWithdrawal: Codable, Sendable, Hashable {
   public var backingDirectory: String
   public var mountPoint: String
   public var copy: Copy
-  public init(name: ModuleName, uuid: String, backingDirectory: String, mountPoint: String, copy: Copy) {
+  /// What the copy is that is given back; the other one must not be newer. nil: an add is taken back, there is only one.
+  public var keptRecord: DurableRecord?
+  public init(
+    name: ModuleName, uuid: String, backingDirectory: String, mountPoint: String, copy: Copy,
+    keptRecord: DurableRecord? = nil
+  ) {
     self.name = name
     self.uuid = uuid
     self.backingDirectory = backingDirectory
     self.mountPoint = mountPoint
     self.copy = copy
+    self.keptRecord = keptRecord
   }
 }
 
@@ -57,6 +63,9 @@ public struct AdoptionPeerRemovalFacts: Codable, Sendable, Hashable {
   public var domain: DomainFacts?
   public var hypervisorProblem: String?
   public var mountPoint: PlaceFacts
+  /// What its copy is; nil: it has none, unless there is a `recordProblem`.
+  public var record: DurableRecord?
+  public var recordProblem: String?
   public init(domain: DomainFacts?, hypervisorProblem: String? = nil, mountPoint: PlaceFacts) {
     self.domain = domain
     self.hypervisorProblem = hypervisorProblem

@@ -8,12 +8,12 @@ public struct RemovalRequest: Codable, Sendable, Hashable {
   public var name: String
   /// Also delete the other node's copy of the disks.
   public var purgeCopy: Bool
-  /// What this node's copy is worth, from the durable record; nil if the caller does not know, which is then not judged.
-  public var standing: Standing?
-  public init(name: String, purgeCopy: Bool, standing: Standing?) {
+  /// What this node's copy is; nil if it is not known.
+  public var record: DurableRecord?
+  public init(name: String, purgeCopy: Bool, record: DurableRecord?) {
     self.name = name
     self.purgeCopy = purgeCopy
-    self.standing = standing
+    self.record = record
   }
 }
 
@@ -81,6 +81,7 @@ extension AdoptionSurvey {
 /// Decides whether a module can be taken apart and how. Pure.
 struct RemovalPlanner {
   let request: RemovalRequest
+  let node: NodeID
   let name: ModuleName
   let facts: RemovalFacts
   let peer: AdoptionPeerRemovalFacts?
@@ -101,7 +102,12 @@ struct RemovalPlanner {
 
   private func stateFindings() -> [AdoptionFinding] {
     var found: [AdoptionFinding] = []
-    if let standing = request.standing, standing != .uptodate {
+    if request.record == nil {
+      found.append(
+        .init(
+          .error, "it is not known what this node's copy is worth: its record cannot be read",
+          whatToDo: "see: vmha why \(name)"))
+    } else if let standing = request.record?.standing, standing != .uptodate {
       found.append(
         .init(
           .error, "this node's copy is \(standing.rawValue): giving it back would lose what was written since",
@@ -193,6 +199,17 @@ struct RemovalPlanner {
     if peer.domain?.state.isActive == true || peer.mountPoint == .mounted {
       return [.init(.error, "\(name) is in use on the other node", whatToDo: "stop it first: vmha stop \(name)")]
     }
+    if let why = peer.recordProblem {
+      return [
+        .init(
+          .error, "the other node cannot tell what its copy is worth: \(why)", whatToDo: "see there: vmha why \(name)")
+      ]
+    }
+    if let mine = request.record, let theirs = peer.record,
+      let objection = CopyComparison(mine: mine, theirs: theirs, node: node).objection(name.text)
+    {
+      return [objection]
+    }
     let copy = facts.files.module.backingDirectory
     return [
       request.purgeCopy
@@ -235,7 +252,7 @@ struct RemovalPlanner {
         name: name.text, xml: record.originalXML, autostart: record.wasAutostarted,
         oldXML: facts.domain == nil ? facts.files.domainXML : facts.xml, oldAutostart: false))
     steps.append(
-      .withdrawFromPeer(AdoptionExecutor.withdrawal(module, request.purgeCopy ? .purge : .keep)))
+      .withdrawFromPeer(AdoptionExecutor.withdrawal(module, request.purgeCopy ? .purge : .keep, for: request.record)))
     steps += discards
     steps += [
       .removeFolder(path: module.mountPoint), .removeFolder(path: module.backingDirectory), .removeModule(name),

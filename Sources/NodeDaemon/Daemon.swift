@@ -363,7 +363,12 @@ public final class Daemon: ModuleSurroundings, Sendable {
   private var ownWishes: PeerRequest { .wishes(snapshot().runners.mapValues(\.wish)) }
 
   func follow(_ wishes: [ModuleName: Wish]) {
-    for (name, wish) in wishes { runner(name)?.push(.wish(wish)) }
+    for (name, wish) in wishes {
+      guard let runner = runner(name) else { continue }
+      // It is told again: by then the add or remove may be finished.
+      if wish.started, !runner.wish.started, (try? unfinishedAdoption(name)) != .some(nil) { continue }
+      runner.push(.wish(wish))
+    }
   }
 
   /// Waits; true as soon as this daemon stops.

@@ -45,7 +45,7 @@ extension Daemon {
       guard isInterrupted || self.runner(valid) != nil else { throw ControlError.noSuchModule(name) }
       try self.refuseUnlessStopped(valid)
       let adoption = try self.adoption()
-      let request = RemovalRequest(name: name, purgeCopy: purgeCopy, standing: self.runner(valid)?.status.standing)
+      let request = RemovalRequest(name: name, purgeCopy: purgeCopy, record: self.runner(valid)?.durableRecord)
       let plan = try self.inWords(nothingChanged: true) { try adoption.planRemove(request) }
       guard plan.isPossible else { throw Self.checksFailed(name, plan) }
       let id = try self.operations.begin(.remove, module: name, sentence: "removing \(name)")
@@ -55,6 +55,8 @@ extension Daemon {
       }
       try self.inBackground(id, done: "\(name) is a plain VM of libvirt again; start it with: virsh start \(name)") {
         progress in
+        // It may have been started before this operation was noted.
+        try self.refuseUnlessStopped(valid)
         try adoption.remove(request, progress: progress)
         // If this fails, the next `add` of that name does it.
         do { try self.forgetArbiter(of: valid) } catch { self.record(.cluster, .warning, "\(error)", module: name) }
@@ -68,6 +70,7 @@ extension Daemon {
     return AdoptionPeerHandler(
       paths: paths, node: membership.node.id, hypervisor: hypervisor, seeds: seeds,
       didInstall: { try self.installed($0) }, willWithdraw: { try self.withdrawn($0) },
+      record: { try ModuleStore(paths: self.paths, module: $0).readRecord() },
       willSeed: { try self.refuseUnlessEmpty($0) }
     ).handle(request)
   }
@@ -179,13 +182,44 @@ extension Daemon {
     }
   }
 
-  private func withdrawn(_ name: ModuleName) throws {
+  private func withdrawn(_ withdrawal: AdoptionWithdrawal) throws {
+    let name = withdrawal.name
     if let runner = runner(name), !isStopped(runner) {
       throw AdoptionError(
         .conflict, what: "\(name) is not removed", why: "it is \(runner.status.state.rawValue) on \(nodeName)",
         next: "stop it first: vmha stop \(name)")
     }
+    // Again, at the last moment: since the plan was made this node may have been started alone.
+    if let kept = withdrawal.keptRecord, let node = snapshot().membership?.node.id {
+      switch try ModuleStore(paths: paths, module: name).readRecord() {
+      case .absent: break
+      case .damaged(let why):
+        throw AdoptionError(
+          .conflict, what: "\(name) is not removed", why: "its record on \(nodeName) is damaged: \(why)",
+          next: "see there: vmha why \(name)")
+      case .valid(let record):
+        let comparison = CopyComparison(mine: kept, theirs: record, node: node.peer)
+        if let objection = comparison.objection(name.text) {
+          throw AdoptionError(
+            .conflict, what: "\(name) is not removed", why: objection.what,
+            next: "nothing of the copy on \(nodeName) is touched; docs/operating/failures.md, 'An unfinished remove'")
+        }
+      }
+    }
     try discardRecord(name)
+  }
+
+  /// A module that is half added or half removed has its files here and there: what would start is not what was stopped.
+  func unfinishedAdoption(_ name: ModuleName) throws -> ControlError? {
+    var kind = try Adoption.unfinished(paths: paths)[name]?.rawValue
+    if kind == nil, let operation = operations.unfinished(name.text), [.add, .remove].contains(operation.kind) {
+      kind = operation.kind.rawValue
+    }
+    return kind.map {
+      ControlError(
+        .refused, "\(name) is not started", why: "a 'vmha \($0) \(name)' on \(nodeName) is not finished",
+        next: "wait for its end, or repeat it there: vmha \($0) \(name)")
+    }
   }
 
   private func refuseUnlessStopped(_ name: ModuleName) throws {

@@ -61,6 +61,7 @@ extension Daemon: ControlService {
 
   private func start(_ name: String, force: Bool) throws -> Acceptance {
     let runner = try requireModule(name)
+    if let refusal = try unfinishedAdoption(runner.module) { throw refusal }
     let cursor = try journalCursor()
     let status = runner.status
     // It is given all the same: a start takes back what was counted against the module, on both nodes.
@@ -70,7 +71,12 @@ extension Daemon: ControlService {
     var notes = ""
     if snapshot().peerAlive == true, !force {
       do {
-        _ = try callPeer(.command(runner.module, .start(force: false), wishVersion: version), timeout: .seconds(5))
+        let told = PeerRequest.command(runner.module, .start(force: false), wishVersion: version)
+        if case .forbidden(let what, let why, let next) = try callPeer(told, timeout: .seconds(5)) {
+          throw ControlError(.refused, what, why: why, next: next)
+        }
+      } catch let refusal as ControlError where refusal.code == .refused {
+        throw refusal
       } catch {
         notes = "; \(peerName) could not be told: \(error)"
       }

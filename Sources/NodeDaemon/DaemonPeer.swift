@@ -28,6 +28,9 @@ extension Daemon {
       }
       return .consent(reply)
     case .command(let name, let verb, let version):
+      if case .start = verb, let refusal = try unfinishedAdoption(name) {
+        return .forbidden(what: refusal.message, why: refusal.why ?? "", next: refusal.next ?? "")
+      }
       return .answer(try command(requireRunner(name), verb, version))
     case .wishes(let theirs):
       let mine = snapshot().runners.mapValues(\.wish)

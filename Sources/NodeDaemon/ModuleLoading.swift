@@ -28,6 +28,8 @@ enum Stored<Value: Decodable> {
   }
 }
 
+extension Stored: Sendable where Value: Sendable {}
+
 /// What a module's core begins with.
 struct LoadedModule {
   /// nil = there is none that can be used (R0).

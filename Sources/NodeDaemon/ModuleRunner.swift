@@ -52,6 +52,8 @@ final class ModuleRunner: Sendable {
     /// Directives are being carried out.
     var busySince: Instant?
     var turn = ResyncTurn()
+    /// What the operator wants, not on disk.
+    var unkeptWish: (wish: Wish, triedAt: Instant)?
   }
 
   let module: ModuleName
@@ -152,6 +154,7 @@ final class ModuleRunner: Sendable {
   var engineReport: EngineReport? { state.withLock { $0.engineReport } }
   var configuration: ModuleConfiguration { state.withLock { $0.configuration } }
   var wish: Wish { state.withLock { $0.core.wish } }
+  var durableRecord: DurableRecord? { state.withLock { $0.core.durableRecord } }
   var engineProcess: Int32? { engine.withLock { $0 }?.processID }
   var flightRecorder: FlightRecorder { state.withLock { $0.recorder } }
 
@@ -297,6 +300,7 @@ final class ModuleRunner: Sendable {
       }
     }
     followTurn()
+    keepWishAgain()
     // Behind the directives: a takeover does not wait for a date.
     if let branch = new.generation?.branch, branch != old.generation?.branch { noteBranch(branch) }
     if let copied = new.resync, copied.isBeyond(old.resync) { surroundings.resyncs.moved(module) }
@@ -310,7 +314,7 @@ final class ModuleRunner: Sendable {
   private func execute(_ directive: CoreDirective) throws {
     switch directive {
     case .persist(let record): try store.write(record)
-    case .persistWish(let wish): try store.write(wish)
+    case .persistWish(let wish): keep(wish)
     case .keepLimits(let limits): keep(limits)
     case .startEngine: engine.withLock { $0 }?.start(surroundings.engineConfiguration(configuration))
     case .killEngine: engine.withLock { $0 }?.kill()
@@ -340,6 +344,35 @@ final class ModuleRunner: Sendable {
     case .journal(let severity, let reason): surroundings.journal(severity, reason, module: module)
     case .wake(let time): worker.withLock { $0 }?.setWakeUp(at: time)
     }
+  }
+
+  /// Nothing is decided by it that could lose a write: a node that forgets it does after its next start what it was told before, or
+  /// what the other node, which was told too, says then.
+  private func keep(_ wish: Wish) {
+    let wasKept = state.withLock { $0.unkeptWish == nil }
+    do {
+      try store.write(wish)
+      state.withLock { $0.unkeptWish = nil }
+      guard !wasKept else { return }
+      surroundings.journal(
+        .notice, Reason("that the module shall be \(wish.started ? "started" : "stopped") is on this node's disk now"),
+        module: module)
+    } catch {
+      state.withLock { $0.unkeptWish = (wish, monotonicNow()) }
+      guard wasKept else { return }
+      surroundings.journal(
+        .alarm,
+        Reason(
+          "that the module shall be \(wish.started ? "started" : "stopped") cannot be written: \(error). It is carried out, and may "
+            + "be forgotten if this host ends; it is tried again"), module: module)
+    }
+  }
+
+  private func keepWishAgain() {
+    let due = state.withLock { state in
+      state.unkeptWish.flatMap { $0.triedAt + Self.loadRetryPause <= monotonicNow() ? $0.wish : nil }
+    }
+    if let due { keep(due) }
   }
 
   /// Only here, on the core's own thread, so that no command to the engine overtakes another one.

@@ -37,6 +37,11 @@ final class Operations: Sendable {
     }
   }
 
+  /// The one that works on this module now.
+  func unfinished(_ module: String) -> OperationStatus? {
+    state.withLock { $0.all.values.first { $0.module == module && !$0.finished } }
+  }
+
   func progress(_ id: OperationID, _ sentence: String, done: UInt64, total: UInt64) {
     state.withLock { state in
       guard var status = state.all[id] else { return }

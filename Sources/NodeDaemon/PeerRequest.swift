@@ -46,6 +46,8 @@ enum PeerReply: Codable, Sendable {
   case cluster(ClusterPeerReply)
   case checks([ArbiterCheck])
   case done
+  /// A start that neither node may carry out.
+  case forbidden(what: String, why: String, next: String)
   case failed(why: String)
 }
 

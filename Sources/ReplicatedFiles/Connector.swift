@@ -140,21 +140,19 @@ final class Connector: Sendable {
   private func takeOne(
     from listener: SecureListener, _ link: EngineLink, _ configuration: EngineConfiguration, _ context: SecureContext
   ) -> Bool {
+    let accepted: SecureStream?
+    // Only its end can go wrong here; whoever closed it has another one if it still listens.
+    do { accepted = try listener.accept(timeout: .seconds(1)) } catch { return false }
+    guard let stream = accepted else { return true }
     do {
-      guard let stream = try listener.accept(timeout: .seconds(1)) else { return true }
       guard stream.peerName == configuration.peerName else {
         stream.shutdown()
         complain("refused \(stream.peerAddress): it is \(stream.peerName), expected was \(configuration.peerName)")
         return true
       }
       _ = try agree(stream, link.name, configuration, context)
-      return true
-    } catch let error as SecureError where error.code == .closed && !isListening(configuration) {
-      return false
-    } catch {
-      complain("link \(link.name): \(error)")
-      return isListening(configuration)
-    }
+    } catch { complain("link \(link.name): \(error)") }
+    return true
   }
 
   // MARK: agreement

@@ -341,7 +341,7 @@ extension Engine {
     }
     startThread("barrier") { engine in
       let isStarted = engine.mirror.barrier(
-        id, syncHere: { () throws(Errno) in try TreeWalk.sync(root: root.number) },
+        id, syncHere: { () throws(Errno) in try engine.mirror.syncTree(root.number) },
         done: { [weak engine] code in
           // The loss of the session is told by its own event.
           if code == 0 { engine?.emit(.barrierDone(id)) }

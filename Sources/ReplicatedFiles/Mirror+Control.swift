@@ -106,14 +106,15 @@ extension Mirror {
 
   func acknowledged(_ frame: FrameView) throws {
     var effects = Effects()
+    // What counted before a bad range has counted: its requests are answered all the same.
+    defer { settle(effects) }
     try state.withLock { state in
+      defer { conclude(&state, &effects) }
       try frame.forEachRange {
         // R1: the machine drops what is not of its session.
         try state.machine.remoteAcknowledged($0, in: frame.header.session, completions: &effects.completions)
       }
-      conclude(&state, &effects)
     }
-    settle(effects)
   }
 
   func flushed(_ sequence: UInt64, session: SessionID) throws {
@@ -162,6 +163,16 @@ extension Mirror {
     }
     settle(effects)
     return true
+  }
+
+  /// Makes durable here everything that was applied before this call. A walk misses what is moved in front of it to a place that it
+  /// has passed, and a zone may be cleared by this flush: then the whole file system is flushed, wherever things are in it.
+  func syncTree(_ root: Int32) throws(Errno) {
+    let before = state.withLock { $0.moves }
+    try TreeWalk.sync(root: root)
+    // Under `names`: a move that the walk may have met is counted by then.
+    let after = names.withLock { _ in state.withLock { $0.moves } }
+    if before != after { try Backing.syncFileSystem(root) }
   }
 
   // MARK: unmounting

@@ -100,7 +100,7 @@ extension Mirror {
     guard let (session, intents, round) = begun else { return }
     // A drain may have begun since.
     _ = barrier(
-      session, unlessDraining: true, syncHere: { () throws(Errno) in try TreeWalk.sync(root: root) }
+      session, unlessDraining: true, syncHere: { () throws(Errno) in try self.syncTree(root) }
     ) { [weak self] code in
       guard code == 0, let self else { return }
       state.withLock { state in

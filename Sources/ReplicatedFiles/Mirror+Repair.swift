@@ -84,7 +84,7 @@ extension Mirror {
     let isBegun = state.withLock { state in unfitForVerify(session, state) == nil }
     guard isBegun,
       barrier(
-        session, unlessDraining: true, syncHere: { () throws(Errno) in try TreeWalk.sync(root: root) },
+        session, unlessDraining: true, syncHere: { () throws(Errno) in try self.syncTree(root) },
         done: { code in
           done.withLock { $0 = code }
           done.wake()

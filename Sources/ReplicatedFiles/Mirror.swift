@@ -37,6 +37,8 @@ final class Mirror: GuestRequestSink {
     /// Files without a name when the manifest was read: the replica does not have them.
     var unmirrored: Set<FileID> = []
     var isDrainWanted = false
+    /// Objects that were given another name or place, in the life of this engine.
+    var moves: UInt64 = 0
     var server: FileServer?
     var copy: ResyncState?
     var verify: VerifyState?
@@ -298,6 +300,7 @@ final class Mirror: GuestRequestSink {
     state.running -= 1
     request.onDiskSince.store(0, ordering: .relaxed)
     guard let token = request.token else { return effects }
+    if failure == nil, operation?.moves == true { state.moves += 1 }
     if failure == nil, let operation { send(operation, payload, of: request, token, &state) }
     corrects(&state)
     if let done = state.machine.localDone(token, result: failure?.code ?? 0) { effects.completions.append(done) }
@@ -420,6 +423,14 @@ extension Errno {
 }
 
 extension FileOperation {
+  /// An object is found elsewhere afterwards, or its names may be.
+  var moves: Bool {
+    switch self {
+    case .rename, .link: true
+    default: false
+    }
+  }
+
   /// The file that is changed, if the operation is about one.
   var subject: FileID? {
     switch self {

@@ -105,15 +105,15 @@ final class Replica: Sendable {
     switch body {
     case .operation(let operation):
       try apply(operation, frame.data, &state)
-      state.operations.add(frame.header.sequence)
+      try once(state.operations.add(frame.header.sequence), frame)
     case .resyncData(let file, let offset):
       guard state.tree != nil else { throw .diverged("contents came before a manifest") }
       try state.tree?.write(file, offset, frame.data)
-      state.pieces.add(frame.header.sequence)
+      try once(state.pieces.add(frame.header.sequence), frame)
     case .resyncZero(let file, let offset, let length):
       guard state.tree != nil else { throw .diverged("contents came before a manifest") }
       try state.tree?.zero(file, offset: offset, length: length)
-      state.pieces.add(frame.header.sequence)
+      try once(state.pieces.add(frame.header.sequence), frame)
     case .resyncCompare(let file, let offset, let length, let hashes):
       guard let hasher = state.hasher,
         let differing = try state.tree?.compare(file, offset: offset, length: Int(length), hashes, hasher)
@@ -140,6 +140,10 @@ final class Replica: Sendable {
       try collect(body, session, &state)
     default: throw .diverged("a \(body.kind) frame is not for a replica")
     }
+  }
+
+  private func once(_ isFirst: Bool, _ frame: FrameView) throws(ReplicaFailure) {
+    guard isFirst else { throw .diverged("number \(frame.header.sequence) came twice") }
   }
 
   private func apply(

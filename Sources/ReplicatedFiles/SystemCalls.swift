@@ -292,4 +292,11 @@ enum Backing {
   static func sync(_ file: Int32, dataOnly: Bool) throws(Errno) {
     _ = try changing(dataOnly ? "backing.datasync" : "backing.sync", file) { dataOnly ? fdatasync(file) : fsync(file) }
   }
+
+  /// Everything of the file system that `folder`, an O_PATH descriptor, lies on.
+  static func syncFileSystem(_ folder: Int32) throws(Errno) {
+    let descriptor = try reopen(folder, flags: O_RDONLY | O_DIRECTORY)
+    defer { close(descriptor) }
+    _ = try changing("backing.syncfs", descriptor) { vmha_sync_file_system(descriptor) }
+  }
 }

@@ -10,11 +10,11 @@ public struct AcknowledgeBatch: Sendable {
   public var isEmpty: Bool { ranges.isEmpty }
   public var rangeCount: Int { ranges.count }
 
-  /// Any order; each number once in a session.
-  public mutating func add(_ sequence: UInt64) {
+  /// Any order. False: it waits here already; a peer sends each number once in a session.
+  @discardableResult public mutating func add(_ sequence: UInt64) -> Bool {
     var index = ranges.count
     while index > 0, ranges[index - 1].first > sequence { index -= 1 }
-    precondition(index == 0 || ranges[index - 1].last < sequence, "an operation is acknowledged once")
+    guard index == 0 || ranges[index - 1].last < sequence else { return false }
     let joinsBefore = index > 0 && ranges[index - 1].last + 1 == sequence
     let joinsAfter = index < ranges.count && sequence + 1 == ranges[index].first
     switch (joinsBefore, joinsAfter) {
@@ -25,6 +25,7 @@ public struct AcknowledgeBatch: Sendable {
     case (false, true): ranges[index].first = sequence
     case (false, false): ranges.insert(SequenceRange(sequence), at: index)
     }
+    return true
   }
 
   /// Encodes the oldest ranges as one frame and forgets them; call again until `isEmpty`. `buffer` has room for

@@ -174,12 +174,7 @@ public struct ResyncPlan: Sendable {
     let walk = walks[index]
     let limit = walk.ranges[walk.nextRange].upperBound
     if walk.holeEnd > walk.position {
-      if walk.isFresh {
-        let length = min(walk.holeEnd, limit) - walk.position
-        bytesDone += length
-        walks[index].advance(length)
-        return next()
-      }
+      // Of a fresh file too: a write that is left to the copy may be on its way into the hole, and is seen under the range's order.
       let length = min(min(walk.holeEnd, limit) - walk.position, ResyncPlan.holeBytesMax)
       return hand(out: ResyncPiece(file: walk.file.file, offset: walk.position, length: length, kind: .hole), index)
     }

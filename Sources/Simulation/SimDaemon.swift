@@ -96,8 +96,8 @@ final class SimDaemon {
       }
       node.record = record
     case .persistWish(let wish):
-      if node.persistFails { return false }
-      node.wish = wish
+      // ModuleRunner.keep: the node may forget it.
+      if !node.persistFails { node.wish = wish }
     case .keepLimits(let limits): if !node.persistFails { node.limits = limits }
     case .resolveSplit(let mine, let theirs):
       node.after(world.delay(20, 1...500)) { [self] in

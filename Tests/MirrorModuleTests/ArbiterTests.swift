@@ -234,6 +234,44 @@ import Testing
     #expect(core.status.readiness == .blocked)
   }
 
+  /// R5: nor does one that was last in sync under another arbiter, whose vmhad ended before it could note the change.
+  @Test(arguments: [ArbiterPolicy.fence, .witnessAndFence])
+  func whatWasInSyncUnderAnotherArbiterNeverFences(_ arbiter: ArbiterPolicy) {
+    var (core, asked) = bereaved(record { $0.arbiterAtLastSync = ArbiterPolicy.ping.rawValue }, arbiter)
+    asked += core.handle(.timer, at: start + .seconds(3600))
+    #expect(fences(asked) == nil && reads(asked) == nil)
+    (core, asked) = bereaved(record { $0.arbiterAtLastSync = arbiter.rawValue }, arbiter)
+    asked += core.handle(.timer, at: start + .seconds(60))
+    #expect(fences(asked) != nil || reads(asked) != nil)
+  }
+
+  /// The change of arbiter in sync is noted, so that the new one may give its rights.
+  @Test func aChangeOfArbiterInSyncIsDurable() {
+    let session = SessionID(rawValue: 9)
+    var (core, _) = primary(record { $0.arbiterAtLastSync = ArbiterPolicy.wait.rawValue }, session)
+    var settings = core.settings
+    settings.arbiter = .fence
+    let noted = persisted(core.handle(.settings(settings), at: start))
+    #expect(noted?.arbiterAtLastSync == ArbiterPolicy.fence.rawValue && noted?.bootAtLastSync == "a1")
+  }
+
+  /// R0, R6: a frozen node whose record was lost gets no right, and least of all by a policy that asks nobody.
+  @Test(arguments: [ArbiterPolicy.none, .ping, .witness, .fence])
+  func aFrozenNodeWithoutItsRecordGoesOnByNoPolicy(_ arbiter: ArbiterPolicy) {
+    var (core, did) = World.core(
+      nil, arbiter, guest: .running, then: .ready(.primary), .engine(.sessionEnded), .nodeAlive)
+    let beat = PeerBeat(
+      state: .wait, readiness: .blocked, standing: .uptodate, generation: record().generation, guestRunning: false,
+      offers: false)
+    did += core.handle(.peerBeat(beat), at: start)
+    for second in [5, 30, 120, 600] {
+      did += core.handle(.peerBeat(beat), at: start + .seconds(second))
+      did += core.handle(.timer, at: start + .seconds(second))
+    }
+    #expect(core.durableRecord?.peerOutdated == nil && core.status.state != .alone)
+    #expect(!did.contains(.engine(.setPolicy(.alone))))
+  }
+
   /// A node that booted asks the witness, but gives the peer its time first (R9).
   @Test func aNodeThatWasRestartedAsksTheWitnessAfterTheBootWait() {
     var (core, asked) = bereaved(record { $0.bootAtLastSync = "a0" }, .witness)

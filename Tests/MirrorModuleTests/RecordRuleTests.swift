@@ -115,6 +115,19 @@ import Testing
     return (core, loaded)
   }
 
+  /// Only what lost its power waits for `force-after`: a copy that was distrusted for another reason is not forced by a date.
+  @Test(arguments: [nil, "a0", "a1"]) func onlyABlackoutIsForcedByADate(_ boot: String?) {
+    var settings = World.settings(.wait)
+    settings.forceAfter = .seconds(30)
+    var record = record(nil)
+    record.bootAtLastSync = boot
+    var core = MirrorModule(settings: settings)
+    var did = core.handle(.loaded(record: record, wish: Wish(started: true, version: 1), guest: .off), at: start)
+    for event in [Event.ready(.idle), .nodeLost] { did += core.handle(event, at: start) }
+    for second in [1, 31, 62, 3600] { did += core.handle(.timer, at: start + .seconds(second)) }
+    #expect(mounts(did) == (boot == "a0"))
+  }
+
   /// R9: silence counts from the start of this node, not from before it.
   @Test func nothingStartsBeforeThePeerCouldBeHeard() {
     var (core, loaded) = bereaved(.none)

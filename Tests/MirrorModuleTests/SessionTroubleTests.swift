@@ -22,6 +22,28 @@ import Testing
   }
 
   /// R10: it has the token, and its engine refuses `both`: the session ends, and R9 goes on from there.
+  /// R10: one that is repeated takes nothing over once more.
+  @Test func aSecondTokenChangesNothing() {
+    var core = second()
+    #expect(persisted(core.handle(.peerMessage(session, .token), at: start))?.wroteLast == true)
+    let before = core
+    let again = core.handle(.peerMessage(session, .token), at: start)
+    #expect(!again.contains { if case .journal = $0 { false } else { true } })
+    #expect(core.status == before.status && core.durableRecord == before.durableRecord)
+  }
+
+  /// R10: the guest hung, and its disks were taken away: what it wrote before must be durable on both nodes before the other one writes.
+  @Test func aHandOverBehindATornMountIsFlushedToo() {
+    var (core, _) = World.core(
+      record, guest: .running, then: .ready(.primary, .both(session)), .nodeAlive, .peerMessage(session, .adopted))
+    _ = core.handle(.command(Command(id: 1, verb: .swap, wishVersion: 1)), at: start)
+    #expect(core.handle(.guestStuck(why: "it hangs"), at: start).contains(.engine(.unmount(force: true))))
+    _ = core.handle(.engine(.unmounted), at: start)
+    let off = core.handle(.guestOff(.destroyed), at: start)
+    #expect(off.contains(.engine(.flushBarrier(session))) && !off.contains(.sendPeer(session, .token)))
+    #expect(core.handle(.engine(.barrierDone(session)), at: start).contains(.sendPeer(session, .token)))
+  }
+
   @Test func anEngineThatRefusesTheTokensPolicyEndsTheSession() {
     var core = second()
     _ = core.handle(.peerMessage(session, .token), at: start)

@@ -143,6 +143,8 @@ final class TwoHosts: Sendable {
     var failingCall: Int?
     var failsAfter = false
     var withdrawn: [String] = []
+    /// Of the other node's copy.
+    var record = Stored<DurableRecord>.absent
     var records: Set<ModuleName> = []
     var recordFails = false
   }
@@ -183,8 +185,10 @@ final class TwoHosts: Sendable {
     if fails, !failsAfter { throw failure }
     let handler = AdoptionPeerHandler(paths: peerPaths, node: .second, hypervisor: there, seeds: seeds.withLock { $0 })
     { _ in
-    } willWithdraw: { name in
-      self.link.withLock { $0.withdrawn.append(name.text) }
+    } willWithdraw: { withdrawal in
+      self.link.withLock { $0.withdrawn.append(withdrawal.name.text) }
+    } record: { _ in
+      self.link.withLock { $0.record }
     }
     let reply = handler.handle(try translated(request, from: "\(folder)/a/", to: "\(folder)/b/"))
     if fails { throw failure }

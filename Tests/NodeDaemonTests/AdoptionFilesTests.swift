@@ -176,6 +176,8 @@ extension AdoptionSurvey {
     let handler = AdoptionPeerHandler(paths: hosts.paths, node: .first, hypervisor: hosts.here, seeds: SeedJobs()) {
       _ in
     } willWithdraw: { _ in
+    } record: { _ in
+      .absent
     }
     let name = try #require(ModuleName("vm1"))
     let precious = "\(hosts.images)/precious"
@@ -210,6 +212,8 @@ extension AdoptionSurvey {
     let handler = AdoptionPeerHandler(paths: hosts.paths, node: .first, hypervisor: hosts.here, seeds: SeedJobs()) {
       _ in
     } willWithdraw: { _ in
+    } record: { _ in
+      .absent
     }
     func files(_ text: String, _ number: Int, _ uuid: String) throws -> AdoptionModuleFiles {
       let name = try #require(ModuleName(text))

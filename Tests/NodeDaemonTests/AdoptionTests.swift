@@ -45,8 +45,24 @@ private func makeVM(_ hosts: TwoHosts, data: String? = nil, hasChain: Bool = tru
 }
 
 private let request = AdoptionRequest(name: "vm1")
-private let removal = RemovalRequest(name: "vm1", purgeCopy: false, standing: .uptodate)
-private let purge = RemovalRequest(name: "vm1", purgeCopy: true, standing: .uptodate)
+private let uptodate = DurableRecord(
+  generation: Generation(number: 2, branch: BranchID(rawValue: 5)), standing: .uptodate)
+private let outdated = DurableRecord(
+  generation: Generation(number: 2, branch: BranchID(rawValue: 5)), standing: .outdated)
+/// Of the other node, beside `uptodate` here.
+private let recordsThatForbidRemoval: [(DurableRecord, String)] = {
+  var newer = DurableRecord(generation: Generation(number: 3, branch: BranchID(rawValue: 6)), standing: .uptodate)
+  newer.history = [BranchID(rawValue: 5), BranchID(rawValue: 6)]
+  let foreign = DurableRecord(generation: Generation(number: 3, branch: BranchID(rawValue: 7)), standing: .uptodate)
+  var wroteLast = uptodate
+  wroteLast.wroteLast = true
+  return [
+    (newer, "the other node's copy is the newer one"), (foreign, "have writes of their own each (SPLIT)"),
+    (.lost, "not certain that this node's copy is the newest"), (wroteLast, "the other node's copy is the newer one"),
+  ]
+}()
+private let removal = RemovalRequest(name: "vm1", purgeCopy: false, record: uptodate)
+private let purge = RemovalRequest(name: "vm1", purgeCopy: true, record: uptodate)
 
 private let chainNames = ["base.raw", "disk.img", "mid.qcow2", "vdb-disk.img", "vm1_VARS.fd"]
 
@@ -316,7 +332,19 @@ func failureOfEachCall(_ place: String, _ kind: AdoptionWork.Kind) throws {
       #expect(plan.work == nil)
       return plan.errors.map(\.what).joined(separator: "; ")
     }
-    #expect(try refusal(.init(name: "vm1", purgeCopy: false, standing: .outdated)).contains("copy is outdated"))
+    #expect(try refusal(.init(name: "vm1", purgeCopy: false, record: outdated)).contains("copy is outdated"))
+    #expect(try refusal(.init(name: "vm1", purgeCopy: false, record: nil)).contains("not known what this node's copy"))
+    hosts.link.withLock { $0.record = .damaged("torn") }
+    #expect(try refusal().contains("its record is damaged: torn"))
+    for (record, why) in recordsThatForbidRemoval {
+      hosts.link.withLock { $0.record = .valid(record) }
+      #expect(try refusal().contains(why))
+    }
+    for record in [DurableRecord.empty, outdated, uptodate] {
+      hosts.link.withLock { $0.record = .valid(record) }
+      #expect(try hosts.adoption.planRemove(removal).isPossible)
+    }
+    hosts.link.withLock { $0.record = .absent }
     for hypervisor in [hosts.here, hosts.there] {
       hypervisor.change { $0.domains["vm1"]?.state = .running }
       #expect(try refusal().contains("is in use on"))

@@ -36,6 +36,19 @@ import Testing
     for (a, b) in zip(ranges, ranges.dropFirst()) { #expect(a.last + 1 < b.first) }
   }
 
+  /// The peer's error must not end this process.
+  @Test func aNumberThatWaitsAlreadyIsRefused() throws {
+    var batch = AcknowledgeBatch()
+    let numbers: [UInt64] = [3, 4, 9]
+    for isFirst in [true, false] {
+      for number in numbers {
+        let isTaken = batch.add(number)
+        #expect(isTaken == isFirst)
+      }
+    }
+    #expect(try taken(&batch) == [SequenceRange(3, through: 4), SequenceRange(9)])
+  }
+
   @Test func windowLetsOneLargeFrameThrough() {
     var window = SendWindow(bytesMax: 100)
     #expect(window.reserve(500) == true)
