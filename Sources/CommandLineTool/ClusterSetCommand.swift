@@ -127,7 +127,10 @@ struct ClusterSetCommand: ToolCommand {
 
   /// 0 = off.
   private func secondsOrOff(_ setting: String, _ value: String) throws -> Int {
-    try value == "off" ? 0 : milliseconds(setting, value) / 1000
+    if value == "off" { return 0 }
+    let time = try milliseconds(setting, value)
+    guard time >= 1000 else { throw ValidationError("'\(setting)' is shorter than a second; 'off' switches it off.") }
+    return time / 1000
   }
 
   private func milliseconds(_ setting: String, _ value: String) throws -> Int {

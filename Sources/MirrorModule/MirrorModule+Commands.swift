@@ -55,6 +55,7 @@ extension MirrorModule {
           what: "\(settings.module) cannot start now", why: "it is being stopped or swapped",
           next: "wait for the end: vmha status --watch"))
     }
+    if force, let refusal = forceRefusal { return answer(command, refusal) }
     setWish(true, command.wishVersion)
     let wasBlocked = blockedBy != nil
     clearLimits()
@@ -68,34 +69,37 @@ extension MirrorModule {
     answer(command, .accepted("starting"))
   }
 
-  /// R5, R6: only the operator may start a copy that is not known to be the newest.
-  private mutating func startByForce(_ command: Command) {
-    guard let record else { return }
+  /// nil = it may be forced here now, or runs already. Asked before anything is changed.
+  private var forceRefusal: Answer? {
     switch phase {
-    case .stopped, .failed: begin(byOperator: false)
-    case .waiting, .frozen: break
-    default: return answer(command, .accepted("it runs already"))
+    case .stopped, .failed, .waiting, .frozen: break
+    default: return nil
     }
-    guard record.standing != .inconsistent || hasLostRecord else {
-      return answer(
-        command,
-        .refused(
-          what: "\(settings.module) cannot be forced on \(settings.nodeName)",
-          why:
-            "this copy is in the middle of a resync: it may be half of one and half of another",
-          next:
-            "bring \(settings.peerName) back; if it never comes back, the files in the folder .vmha-\(settings.module) beside "
-            + "the disks are plain files: copy them away and look what they are worth"))
+    guard record?.standing != .inconsistent || hasLostRecord else {
+      return .refused(
+        what: "\(settings.module) cannot be forced on \(settings.nodeName)",
+        why: "this copy is in the middle of a resync: it may be half of one and half of another",
+        next:
+          "bring \(settings.peerName) back; if it never comes back, the files in the folder .vmha-\(settings.module) "
+          + "beside the disks are plain files: copy them away and look what they are worth")
     }
     // In a split both copies are kept: one of them may serve, as long as the other does not. Where none is usable, only this ends it.
     let isStalemate = splitWith != nil || hasNoSource || hasLostRecord || facesLostRecord
     let isPeerPassive = isStalemate && peerBeat.map { !$0.isPrimary } ?? false
     guard peerAlive == false || isPeerPassive else {
-      return answer(
-        command,
-        .refused(
-          what: "\(settings.module) is not forced", why: "\(settings.peerName) answers, or was not given the time to",
-          next: "let both meet, or make sure that \(settings.peerName) is off and repeat"))
+      return .refused(
+        what: "\(settings.module) is not forced", why: "\(settings.peerName) answers, or was not given the time to",
+        next: "let both meet, or make sure that \(settings.peerName) is off and repeat")
+    }
+    return nil
+  }
+
+  /// R5, R6: only the operator may start a copy that is not known to be the newest.
+  private mutating func startByForce(_ command: Command) {
+    switch phase {
+    case .stopped, .failed: begin(byOperator: false)
+    case .waiting, .frozen: break
+    default: return answer(command, .accepted("it runs already"))
     }
     var costs = splitWith == nil ? "" : "; it is SPLIT: this copy has writes of its own, and both copies stay"
     if hasLostRecord {

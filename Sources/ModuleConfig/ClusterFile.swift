@@ -198,7 +198,7 @@ extension ClusterConfiguration {
       found.append(
         .init(
           what: "one link only: a broken cable or switch looks like a dead host",
-          whatToDo: "add a second, independent network with 'vmha cluster set add-link'"))
+          whatToDo: "add a second, independent network with 'vmha cluster set --add-link NAME=ADDRESS-1,ADDRESS-2'"))
     }
     if arbiter.canSplit {
       found.append(

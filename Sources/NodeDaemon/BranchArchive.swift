@@ -2,6 +2,7 @@ import FoundationEssentials
 import Glibc
 import HostSystem
 import Model
+import Synchronization
 
 /// What is known of one archived branch: `branch.json` beside its files (docs/on-disk-format.md).
 struct BranchRecord: Sendable, Codable, Hashable {
@@ -44,6 +45,8 @@ struct BranchArchive: Sendable {
   private func folder(_ branch: BranchID) -> String { "\(directory)/\(branch)" }
   func files(_ branch: BranchID) -> String { "\(folder(branch))/files" }
   private static let unfinished = ".unfinished-"
+  /// Folders of archives that are being made in this process.
+  private static let beingMade = Mutex<Set<String>>([])
 
   // MARK: looking
 
@@ -83,6 +86,8 @@ struct BranchArchive: Sendable {
     let before = try TreeSurvey(backingDirectory)
     try checkRoom(for: branch, before.bytes)
     let part = "\(directory)/\(Self.unfinished)\(branch)-\(randomUInt64())"
+    Self.beingMade.withLock { _ = $0.insert(part) }
+    defer { Self.beingMade.withLock { _ = $0.remove(part) } }
     do {
       try HostCalls.perform("branch.folder", path: part) { mkdir(part, 0o700) }
       try Self.copy(backingDirectory, to: "\(part)/files", label: "branch.copy")
@@ -98,7 +103,7 @@ struct BranchArchive: Sendable {
       try commit(part, branch)
       return record
     } catch {
-      try removeUnfinished()
+      try Self.removeTree(part)
       throw error
     }
   }
@@ -196,9 +201,11 @@ struct BranchArchive: Sendable {
     HostError(.invalid, "branch", path: folder(branch), "this node keeps no such branch of \(module): vmha branch list")
   }
 
+  /// What a crash has left. Not what another thread is making now: a drop or a list must not take an archive's folder from under it.
   private func removeUnfinished() throws {
     for name in try folderNames(directory, operation: "branch.list") where name.hasPrefix(Self.unfinished) {
-      try Self.removeTree("\(directory)/\(name)")
+      let path = "\(directory)/\(name)"
+      if !Self.beingMade.withLock({ $0.contains(path) }) { try Self.removeTree(path) }
     }
   }
 

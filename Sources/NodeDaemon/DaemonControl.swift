@@ -21,8 +21,9 @@ extension Daemon: ControlService {
   }
 
   public func stopModule(_ name: String, timeoutSeconds: Int?) async throws -> Acceptance {
-    if let timeoutSeconds, !(1...3600).contains(timeoutSeconds) {
-      throw ControlError(.invalidRequest, "a stop may take 1 to 3600 seconds", why: "\(timeoutSeconds) was given")
+    if let timeoutSeconds, !(0...3600).contains(timeoutSeconds) {
+      throw ControlError(
+        .invalidRequest, "a stop may take 0 (switched off at once) to 3600 seconds", why: "\(timeoutSeconds) was given")
     }
     return try await onThread { try self.stop(name, timeout: timeoutSeconds.map { .seconds($0) }) }
   }

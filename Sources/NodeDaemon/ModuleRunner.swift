@@ -51,6 +51,8 @@ final class ModuleRunner: Sendable {
     var heldBy: String?
     /// Directives are being carried out.
     var busySince: Instant?
+    /// With all its directives carried out: a node whose R4 record hangs serves nobody yet, whatever its core says.
+    var isAlone = false
     var turn = ResyncTurn()
     /// What the operator wants, not on disk.
     var unkeptWish: (wish: Wish, triedAt: Instant)?
@@ -130,7 +132,7 @@ final class ModuleRunner: Sendable {
   /// R11: nothing that this core decides can come about before its record is durable, and that does not come. Never of a node that
   /// is alone: it may serve all the same.
   var isStuck: Bool {
-    let (since, isAlone) = state.withLock { ($0.busySince, $0.status.isAlone) }
+    let (since, isAlone) = state.withLock { ($0.busySince, $0.isAlone) }
     return !isAlone && since.map { monotonicNow() - $0 > Self.directivesStallMax } ?? false
   }
 
@@ -304,7 +306,10 @@ final class ModuleRunner: Sendable {
     // Behind the directives: a takeover does not wait for a date.
     if let branch = new.generation?.branch, branch != old.generation?.branch { noteBranch(branch) }
     if let copied = new.resync, copied.isBeyond(old.resync) { surroundings.resyncs.moved(module) }
-    state.withLock { $0.busySince = nil }
+    state.withLock {
+      $0.busySince = nil
+      $0.isAlone = new.isAlone
+    }
     if old != new { surroundings.moduleChanged(module, from: old, to: new) }
   }
 

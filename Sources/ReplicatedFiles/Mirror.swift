@@ -167,6 +167,8 @@ final class Mirror: GuestRequestSink {
     case .write, .range, .repair: return order(request, &state)
     case .name: return true
     case .flush(_, let dataOnly):
+      // The guest does not wait for the target now, and the target has better to do.
+      if state.machine.leaveToCopy(token) { return true }
       if let dispatch = state.machine.send(token) {
         let file = state.unmirrored.contains(request.file) ? nil : request.file
         state.session?.enqueue(headBytesMax: FrameLimits.smallHeadBytesMax) {

@@ -108,7 +108,8 @@ public struct AcknowledgeMachine: Hashable, Sendable {
     isLive(token) && session != nil && slots[Int(token.index)].session == session
   }
 
-  /// Instead of `send`, during `resyncing`: the copy reads this change after it was applied here. false = it has to be sent.
+  /// Instead of `send`, during `resyncing`: the copy reads this change after it was applied here; a flush is covered by the joint one
+  /// behind the copy (R8.2), which is issued after everything that it promises. false = it has to be sent.
   public mutating func leaveToCopy(_ token: Token) -> Bool {
     let index = Int(token.index)
     guard case .resyncing(let session) = policy, isLive(token), !slots[index].isDispatched else { return false }

@@ -23,7 +23,8 @@ public enum Met: Int, CaseIterable, Sendable {
   case startByStanding, begunInSync, lostRecordTold, convergedAtEnd, splitAtEnd, restartsUsedUp
   // The data.
   case intentAwaited, intentsCleared, intentsUnknown, intentsNotWritten, intentsDamaged, overlapWaited, leftToCopy
-  case copyWaitedForWrite, resyncByMap, resyncOfEverything, stallNoticed, writeFailed, diskSlow, diskError
+  case flushLeftToCopy, copyWaitedForWrite, resyncByMap, resyncOfEverything, stallNoticed, writeFailed, diskSlow
+  case diskError
   case engineKilledStoring
 
   /// "right by witness"

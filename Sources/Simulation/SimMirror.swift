@@ -69,7 +69,11 @@ extension SimEngine {
       waitingNames.append(request)
       runNames()
     case .flush:
-      if let dispatch = machine.send(token) { session?.send(.flush(dispatch.sequence), from: node) }
+      if machine.leaveToCopy(token) {
+        world.meet(.flushLeftToCopy)
+      } else if let dispatch = machine.send(token) {
+        session?.send(.flush(dispatch.sequence), from: node)
+      }
       sync { $0.finish(request, result: 0) }
     }
     if intents.map.hasPending { storeIntents() }
