@@ -6,7 +6,8 @@ struct AddCommand: ToolCommand {
     commandName: "add", abstract: "Protect a VM.",
     discussion: """
       Checks both nodes, says what it will do, asks, and does it. A failure or crash at any step is completed or undone \
-      by repeating the command. The VM must be off.
+      by repeating the command. The VM must be off. Of a VM that is protected already, but of which the other host has \
+      nothing because it was replaced: it is defined there again and its copy made anew, while the VM runs.
       """)
 
   @OptionGroup var common: CommonOptions

@@ -166,7 +166,7 @@ extension ModuleConfiguration {
       <?xml version="1.0" encoding="UTF-8"?>
       <!-- vmha: one protected virtual machine, the same on both nodes. Written by 'vmha add'.
            Names, paths and number are facts and stay as they are; times, limits and the check may be changed
-           (on both nodes alike) and count from the module's next start. -->
+           (on both nodes alike) and count from the next start of vmhad. -->
       <module name="\(name)" number="\(number.rawValue)" uuid="\(escapedXML(uuid))"\(priority)>
         <!-- The files are in 'backing'; the guest sees them in 'mount', which is empty while the VM is not here. -->
         <directory backing="\(escapedXML(backingDirectory))" mount="\(escapedXML(mountPoint))"/>

@@ -74,6 +74,27 @@ public final class Adoption: Sendable {
     }
   }
 
+  // MARK: The other host was replaced
+
+  /// Gives the other node, which knows nothing of this module, its files and its definition; the copy there is empty. Repeatable: the
+  /// other node refuses where anything is in the way. Throws as `add` does.
+  public func giveAgain(_ name: ModuleName) throws {
+    try alone("add \(name)") {
+      if let plan = try interrupted(name.text, .add), !plan.isPossible { throw Self.refused("add \(name)", plan) }
+      guard var files = try AdoptionModuleFolder(paths: paths).read(name) else {
+        throw AdoptionError(
+          .refused, what: "add \(name)", why: "its files in \(paths.module(name)) are not there",
+          next: "see: vmha status \(name)")
+      }
+      // As it is now: what was edited since the add is what runs here.
+      if try hypervisor.facts(of: name.text) != nil {
+        files.domainXML = try hypervisor.domainXML(of: name.text, inactive: true)
+      }
+      guard case .failed(let error) = try actions.peer(.install(files)) else { return }
+      throw error
+    }
+  }
+
   // MARK: Remove
 
   /// Looks at both nodes and says what a remove would do. The module must be stopped on both. Changes nothing.

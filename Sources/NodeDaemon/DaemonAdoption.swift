@@ -15,6 +15,7 @@ extension Daemon {
 
   public func planAdd(_ request: AddRequest) async throws -> AddPlan {
     try await onThread {
+      if let module = try self.missingThere(request) { return self.planAgain(module) }
       let (adoption, wanted) = try self.prepareAdd(request)
       return try self.inWords(nothingChanged: true) { Self.planWords(try adoption.planAdd(wanted)) }
     }
@@ -22,6 +23,7 @@ extension Daemon {
 
   public func add(_ request: AddRequest) async throws -> OperationID {
     try await onThread {
+      if let module = try self.missingThere(request) { return try self.addAgain(module) }
       let (adoption, wanted) = try self.prepareAdd(request)
       let plan = try self.inWords(nothingChanged: true) { try adoption.planAdd(wanted) }
       guard plan.isPossible else { throw Self.checksFailed(request.name, plan) }
@@ -73,6 +75,49 @@ extension Daemon {
       record: { try ModuleStore(paths: self.paths, module: $0).readRecord() },
       willSeed: { try self.refuseUnlessEmpty($0) }
     ).handle(request)
+  }
+
+  // MARK: the other host was replaced
+
+  /// A module of this node of which the other one, asked now, has nothing: its host was replaced, or set up anew.
+  private func missingThere(_ request: AddRequest) throws -> ModuleConfiguration? {
+    guard let name = ModuleName(request.name), let runner = runner(name),
+      try Adoption.unfinished(paths: paths)[name] == nil
+    else { return nil }
+    guard case .report(let reports)? = try? callPeer(.report, timeout: Self.reportTimeout),
+      !reports.contains(where: { $0.module == name })
+    else { return nil }
+    guard request.preferredNode == nil, request.directory == nil, request.seedDirectory == nil else {
+      throw ControlError(
+        .refused, "\(name) is not given to \(peerName) again", why: "it goes where it was: nothing can be chosen",
+        next: "vmha add \(name), without options; vmha set changes what can be changed")
+    }
+    return runner.configuration
+  }
+
+  private func planAgain(_ module: ModuleConfiguration) -> AddPlan {
+    AddPlan(
+      name: module.name.text, number: module.number.rawValue,
+      findings: [
+        .init(
+          .warning,
+          "\(module.name) is protected already, but \(peerName) has nothing of it: a host that was replaced, or set up anew"
+        )
+      ],
+      steps: [
+        "make \(module.backingDirectory) and \(module.mountPoint) on \(peerName), which must not exist there",
+        "define \(module.name) there as it is defined here", "resynchronise the whole copy, while the VM runs",
+      ], bytesToCopy: 0)
+  }
+
+  private func addAgain(_ module: ModuleConfiguration) throws -> OperationID {
+    let name = module.name
+    let adoption = try adoption()
+    let id = try operations.begin(.add, module: name.text, sentence: "giving \(name) to \(peerName) again")
+    record(.adoption, .notice, "add by the operator, to \(peerName) again", module: name.text)
+    let done = "\(name) is defined on \(peerName); its copy there is made anew: vmha status --watch"
+    try inBackground(id, done: done) { _ in try adoption.giveAgain(name) }
+    return id
   }
 
   // MARK: pieces
@@ -156,8 +201,9 @@ extension Daemon {
 
   /// The other node has added a VM: this copy is empty until it was resynchronised.
   private func installed(_ module: ModuleConfiguration) throws {
-    if runner(module.name) == nil {
-      let store = ModuleStore(paths: paths, module: module.name)
+    let store = ModuleStore(paths: paths, module: module.name)
+    // R0: one that is there is never written over, least of all by a module that could not be loaded yet.
+    if runner(module.name) == nil, case .absent = try store.readRecord() {
       try store.write(.empty)
       try store.write(Wish(started: false, version: 0))
       record(

@@ -70,7 +70,8 @@ extension Daemon {
     }
   }
 
-  /// Durable when it returns, and in force. Other changes of the file, made by hand, wait for the module's next start as they did.
+  /// Durable when it returns, and in force. Other changes of the file, made by hand, wait for the next start of
+  /// vmhad as they did.
   func setHere(_ runner: ModuleRunner, _ changes: ModuleChanges) throws {
     let file = paths.moduleFile(runner.module)
     var onDisk = try ModuleConfiguration(xml: DurableFile.read(file), file: file)
