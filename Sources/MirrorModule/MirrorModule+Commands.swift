@@ -84,7 +84,9 @@ extension MirrorModule {
           + "beside the disks are plain files: copy them away and look what they are worth")
     }
     // In a split both copies are kept: one of them may serve, as long as the other does not. Where none is usable, only this ends it.
-    let isStalemate = splitWith != nil || hasNoSource || hasLostRecord || facesLostRecord
+    // What the peer said before a stop proves nothing: a start begins with a question.
+    let facesLost = facesLostRecord && (phase == .waiting || phase == .frozen)
+    let isStalemate = splitWith != nil || hasNoSource || hasLostRecord || facesLost
     let isPeerPassive = isStalemate && peerBeat.map { !$0.isPrimary } ?? false
     guard peerAlive == false || isPeerPassive else {
       return .refused(
@@ -225,12 +227,9 @@ extension MirrorModule {
 
   /// `isBroughtUp`: an engine that may go on alone has been told so (R4).
   mutating func closingGuestOff(_ closing: Closing, isBroughtUp: Bool = true) {
-    guard isMounted else {
-      guard let session = closing.session else { return closeMount(closing) }
-      // R10: its disks were taken away from a guest that hung; what they got before has to be durable on both all the same.
-      advance(closing, to: .barrier)
-      return engine(.flushBarrier(session))
-    }
+    // R10: not mounted any more in a session: its disks were taken away from a guest that hung. What they got before has to be
+    // acknowledged and durable on both all the same.
+    guard isMounted || closing.session != nil else { return closeMount(closing) }
     guard closing.session != nil || closing.wasAlone && isBroughtUp else {
       // Frozen: what waits will not be acknowledged any more, so nothing drains.
       advance(closing, to: .barrier)

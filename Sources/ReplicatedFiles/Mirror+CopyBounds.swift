@@ -30,3 +30,17 @@ extension Mirror {
     }
   }
 }
+
+/// Where the copy has dropped the cache last: not again for each piece, which would throw away what the kernel has read ahead of it, and
+/// what a comparison has just read. A page that fails to be written after that is found by the flush of R8.2.
+struct DroppedCache {
+  private var last: (file: FileID, bytes: Range<UInt64>)?
+
+  mutating func drop(_ piece: ResyncPiece, _ descriptor: Int32) {
+    if piece.wasCompared { return }
+    let folios = Backing.wholeFolios(offset: piece.offset, length: piece.length)
+    if let last, last.file == piece.file, last.bytes.contains(folios) { return }
+    Backing.dropClean(descriptor, offset: piece.offset, length: piece.length)
+    last = (piece.file, folios)
+  }
+}

@@ -277,6 +277,7 @@ extension Mirror {
   ) throws(EngineError) {
     var open: [FileID: OwnedDescriptor] = [:]
     var lastProgress = monotonicNow()
+    var dropped = DroppedCache()
     while true {
       let now = monotonicNow()
       let (step, count, report) = state.withLock { state -> (ResyncPlan.Step?, UInt64, ResyncProgress?) in
@@ -296,7 +297,7 @@ extension Mirror {
       case .scan(let file, let from):
         scan(file, from: from, try reader(file, sources, &open))
       case .copy(let piece):
-        try copy(piece, id, try reader(piece.file, sources, &open), hasher)
+        try copy(piece, id, try reader(piece.file, sources, &open), hasher, &dropped)
       case .fileSent(let file):
         open[file] = nil
         if let source = sources.removeValue(forKey: file) { sendTimes(file, source.object) }
@@ -362,7 +363,7 @@ extension Mirror {
   }
 
   private func copy(
-    _ piece: ResyncPiece, _ id: SessionID, _ descriptor: Int32, _ hasher: BlockHasher
+    _ piece: ResyncPiece, _ id: SessionID, _ descriptor: Int32, _ hasher: BlockHasher, _ dropped: inout DroppedCache
   ) throws(EngineError) {
     let ticket = state.withLock { state -> RangeOrder.Ticket in
       let (ticket, startsNow) = state.orders[piece.file, default: RangeOrder()]
@@ -375,7 +376,7 @@ extension Mirror {
     var content = Content.nothing
     var failure: EngineError?
     if isHeld == true {
-      do throws(Errno) { content = try read(piece, descriptor, hasher) } catch {
+      do throws(Errno) { content = try read(piece, descriptor, hasher, &dropped) } catch {
         let place = Backing.pathForMessage(descriptor, at: piece.offset)
         failure = EngineError(.backing, "cannot read \(place): \(error)")
         observer.diskError("read", place, error)
@@ -393,7 +394,9 @@ extension Mirror {
     if let failure { throw failure }
   }
 
-  private func read(_ piece: ResyncPiece, _ descriptor: Int32, _ hasher: BlockHasher) throws(Errno) -> Content {
+  private func read(
+    _ piece: ResyncPiece, _ descriptor: Int32, _ hasher: BlockHasher, _ dropped: inout DroppedCache
+  ) throws(Errno) -> Content {
     guard !piece.isHole else {
       let start = vmha_seek_data(descriptor, off_t(piece.offset))
       // Only ENXIO says that there is nothing: the target's bytes must not be punched for an error of this disk.
@@ -402,7 +405,7 @@ extension Mirror {
     }
     // R11: what this disk holds, not what its cache kept after a failed write-back; else the target would get what this node loses
     // with its power.
-    Backing.dropClean(descriptor, offset: piece.offset, length: piece.length)
+    dropped.drop(piece, descriptor)
     var count = 0
     var isZero = false
     let payload = try Payload(byteCount: Int(piece.length)) { (buffer) throws(Errno) in

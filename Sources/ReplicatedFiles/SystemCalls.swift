@@ -252,9 +252,12 @@ enum Backing {
   /// Clean pages of these bytes go, so that a read shows what the disk holds. The kernel keeps a folio that reaches beyond the
   /// range, so the range is widened to whole folios. Advice: nothing depends on its answer.
   static func dropClean(_ file: Int32, offset: UInt64, length: UInt64) {
-    let start = offset / folioBytesMax * folioBytesMax
-    let end = (offset + length + folioBytesMax - 1) / folioBytesMax * folioBytesMax
-    posix_fadvise(file, off_t(start), off_t(end - start), POSIX_FADV_DONTNEED)
+    let folios = wholeFolios(offset: offset, length: length)
+    posix_fadvise(file, off_t(folios.lowerBound), off_t(folios.count), POSIX_FADV_DONTNEED)
+  }
+
+  static func wholeFolios(offset: UInt64, length: UInt64) -> Range<UInt64> {
+    offset / folioBytesMax * folioBytesMax..<(offset + length + folioBytesMax - 1) / folioBytesMax * folioBytesMax
   }
 
   /// Reads until the buffer is full or the file ends; answers the number of bytes.

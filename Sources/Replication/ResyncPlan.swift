@@ -25,6 +25,8 @@ public struct ResyncPiece: Hashable, Sendable {
   public let offset: UInt64
   public let length: UInt64
   public let kind: Kind
+  /// Data that a comparison has found to differ: its bytes were read from this node's disk a moment ago.
+  public var wasCompared = false
   public enum Kind: Hashable, Sendable {
     /// Punched at the target; no contents go.
     case hole
@@ -223,9 +225,12 @@ public struct ResyncPlan: Sendable {
     }
     if length < piece.length {
       again.append(
-        ResyncPiece(file: piece.file, offset: piece.offset + length, length: piece.length - length, kind: piece.kind))
+        ResyncPiece(
+          file: piece.file, offset: piece.offset + length, length: piece.length - length, kind: piece.kind,
+          wasCompared: piece.wasCompared))
     }
-    let part = ResyncPiece(file: piece.file, offset: piece.offset, length: length, kind: .data)
+    let part = ResyncPiece(
+      file: piece.file, offset: piece.offset, length: length, kind: .data, wasCompared: piece.wasCompared)
     account(part, index)
     return .copy(part)
   }
@@ -365,7 +370,8 @@ public struct ResyncPlan: Sendable {
         if walks[index].isRemoved {
           bytesTotal -= length
         } else {
-          again.append(ResyncPiece(file: piece.file, offset: offset, length: length, kind: .data))
+          again.append(
+            ResyncPiece(file: piece.file, offset: offset, length: length, kind: .data, wasCompared: true))
         }
       }
       block += 1

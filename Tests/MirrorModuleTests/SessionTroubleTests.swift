@@ -40,7 +40,9 @@ import Testing
     #expect(core.handle(.guestStuck(why: "it hangs"), at: start).contains(.engine(.unmount(force: true))))
     _ = core.handle(.engine(.unmounted), at: start)
     let off = core.handle(.guestOff(.destroyed), at: start)
-    #expect(off.contains(.engine(.flushBarrier(session))) && !off.contains(.sendPeer(session, .token)))
+    #expect(off.contains(.engine(.drain)) && !off.contains(.sendPeer(session, .token)))
+    let drained = core.handle(.engine(.drained), at: start)
+    #expect(drained.contains(.engine(.flushBarrier(session))) && !drained.contains(.sendPeer(session, .token)))
     #expect(core.handle(.engine(.barrierDone(session)), at: start).contains(.sendPeer(session, .token)))
   }
 

@@ -197,4 +197,34 @@ struct DeltaFaultTests {
     try shell("fsfreeze -u $1", [folder])
     #expect(pair.one.engine.report().session == session)
   }
+
+  /// R2, R3: a write that is left to the copy, and still on its way to this disk, makes a hole data, also in a file that the target has just
+  /// made.
+  @Test func aWriteOnItsWayIntoAHoleOfANewFileIsCopied() throws {
+    let pair = try Pair()
+    defer { pair.end() }
+    try shell("truncate -s 16M $1/disk.img", [pair.one.backing])
+    let session = try pair.connect()
+    try pair.one.mount()
+    pair.one.tell(.setPolicy(.alone))
+    let (source, target, path) = (pair.one.backing, pair.two.backing, "\(pair.one.mountPoint)/disk.img")
+    HostCalls.setFaultHook { label, place in
+      // The target takes its time to make the file, and the write to reach the disk here.
+      if label == "backing.create", place.hasPrefix(target) { usleep(1_000_000) }
+      if label == "backing.write", place.hasPrefix(source) { usleep(3_000_000) }
+      return nil
+    }
+    defer { HostCalls.setFaultHook(nil) }
+    let isWritten = Flag()
+    let writer = try HostThread.start(name: "writer", detached: false) {
+      usleep(500_000)
+      _ = try? shell("head -c 4096 /dev/urandom | dd of=$1 bs=4K seek=2000 conv=notrunc status=none", [path])
+      isWritten.set()
+    }
+    try pair.resync(source: pair.one, target: pair.two, session, alone: true)
+    writer.join()
+    #expect(isWritten.isSet)
+    #expect(try shell("du -k $1/disk.img | cut -f1", [target]) != "0\n")
+    #expect(try pair.differences() == "")
+  }
 }
