@@ -91,9 +91,9 @@ static inline int vmha_ask_for_repetition(int device) {
 // The C library shows what follows only with _GNU_SOURCE, and with that its own types would no longer be the ones Swift
 // knows; so the kernel is called directly.
 static inline off_t vmha_seek_data(int fd, off_t from) { return lseek(fd, from, 3 /* SEEK_DATA */); }
+static inline off_t vmha_seek_hole(int fd, off_t from) { return lseek(fd, from, 4 /* SEEK_HOLE */); }
 extern int syncfs(int fd);
 static inline int vmha_sync_file_system(int fd) { return syncfs(fd); }
-static inline off_t vmha_seek_hole(int fd, off_t from) { return lseek(fd, from, 4 /* SEEK_HOLE */); }
 enum { VMHA_UTIME_NOW = (1L << 30) - 1L, VMHA_UTIME_OMIT = (1L << 30) - 2L };
 enum { VMHA_MNT_DETACH = 2 };
 static const int VMHA_O_PATH = 010000000;

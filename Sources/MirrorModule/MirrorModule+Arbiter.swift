@@ -70,20 +70,12 @@ extension MirrorModule {
     for timer in [TimerKind.witness, .witnessAnswer, .patience] { timers[timer] = nil }
   }
 
-  /// Nobody has a right of the arbiter before: both nodes are in sync.
-  mutating func noteArbiter() {
-    let arbiter = settings.arbiter.rawValue
+  /// R5: a fence tells nothing of what the peer was allowed by another arbiter since the copies were in sync. While they are, nobody
+  /// has a right of the one before.
+  mutating func noteArbiter(_ next: ArbiterPolicy) {
     switch phase {
-    case .prim, .second: persist { $0.arbiterAtLastSync = arbiter }
-    default: break
-    }
-  }
-
-  /// R5: a fence tells nothing of what the peer was allowed by another arbiter since the copies were in sync.
-  mutating func forgetContinuity() {
-    switch phase {
-    case .prim, .second: return
-    default: if record != nil { persist { $0.bootAtLastSync = nil } }
+    case .prim, .second: persist { $0.arbiterAtLastSync = next.rawValue }
+    default: if next.fences, record != nil { persist { $0.bootAtLastSync = nil } }
     }
   }
 

@@ -218,13 +218,11 @@ public struct MirrorModule: Sendable, Codable, Hashable {
       let node = settings.node
       if settings.arbiter != changed.arbiter {
         forgetArbiter()
-        if changed.arbiter.fences { forgetContinuity() }
+        noteArbiter(changed.arbiter)
       }
       if settings.forceAfter != changed.forceAfter { timers[.force] = nil }
-      let isArbiterNew = settings.arbiter != changed.arbiter
       settings = changed
       precondition(node == changed.node, "a node cannot change its number")
-      if isArbiterNew { noteArbiter() }
     case .timer: break
     }
   }

@@ -9,7 +9,6 @@ import VirtualMachines
 /// thread, one at a time is done.
 public final class Adoption: Sendable {
   private let paths: HostPaths
-  private let node: NodeID
   private let hypervisor: any Hypervisor
   private let actions: AdoptionActions
   private let survey: AdoptionSurvey
@@ -17,7 +16,6 @@ public final class Adoption: Sendable {
 
   public init(paths: HostPaths, node: NodeID, hypervisor: any Hypervisor, actions: AdoptionActions) {
     self.paths = paths
-    self.node = node
     self.hypervisor = hypervisor
     self.actions = actions
     survey = AdoptionSurvey(paths: paths, node: node, hypervisor: hypervisor)
@@ -80,7 +78,6 @@ public final class Adoption: Sendable {
   /// other node refuses where anything is in the way. Throws as `add` does.
   public func giveAgain(_ name: ModuleName) throws {
     try alone("add \(name)") {
-      if let plan = try interrupted(name.text, .add), !plan.isPossible { throw Self.refused("add \(name)", plan) }
       guard var files = try AdoptionModuleFolder(paths: paths).read(name) else {
         throw AdoptionError(
           .refused, what: "add \(name)", why: "its files in \(paths.module(name)) are not there",
@@ -111,7 +108,8 @@ public final class Adoption: Sendable {
     var peer: AdoptionPeerRemovalFacts?
     var problem = ""
     do {
-      let withdrawal = AdoptionExecutor.withdrawal(facts.files.module, request.purgeCopy ? .purge : .keep)
+      let withdrawal = AdoptionExecutor.withdrawal(
+        facts.files.module, request.purgeCopy ? .purge : .keep, for: request.record)
       switch try actions.peer(.removalFacts(withdrawal)) {
       case .removalFacts(let answer): peer = answer
       case .failed(let error): problem = "\(error)"
@@ -121,7 +119,7 @@ public final class Adoption: Sendable {
       problem = "\(error)"
     }
     return RemovalPlanner(
-      request: request, node: node, name: name, facts: facts, peer: peer, peerProblem: problem,
+      request: request, name: name, facts: facts, peer: peer, peerProblem: problem,
       savePath: "\(paths.state)/removed/\(name).xml"
     ).plan()
   }
@@ -206,6 +204,7 @@ public final class Adoption: Sendable {
 /// Answers the other node's requests. Calls block; one at a time for a module.
 public struct AdoptionPeerHandler: Sendable {
   private let paths: HostPaths
+  private let node: NodeID
   private let hypervisor: any Hypervisor
   private let survey: AdoptionSurvey
   private let didInstall: @Sendable (ModuleConfiguration) throws -> Void
@@ -225,6 +224,7 @@ public struct AdoptionPeerHandler: Sendable {
     willSeed: @escaping @Sendable (ModuleName) throws -> Void = { _ in }
   ) {
     self.paths = paths
+    self.node = node
     self.hypervisor = hypervisor
     self.didInstall = didInstall
     self.willWithdraw = willWithdraw
@@ -263,13 +263,7 @@ public struct AdoptionPeerHandler: Sendable {
 
   private func removalFacts(_ withdrawal: AdoptionWithdrawal) throws -> AdoptionPeerRemovalFacts {
     var facts = try survey.removalAnswer(withdrawal)
-    do {
-      switch try record(withdrawal.name) {
-      case .valid(let record): facts.record = record
-      case .absent: break
-      case .damaged(let why): facts.recordProblem = "its record is damaged: \(why)"
-      }
-    } catch { facts.recordProblem = "\(error)" }
+    facts.objection = withdrawal.objection(of: node) { try record(withdrawal.name) }
     return facts
   }
 

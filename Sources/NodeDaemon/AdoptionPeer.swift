@@ -63,9 +63,8 @@ public struct AdoptionPeerRemovalFacts: Codable, Sendable, Hashable {
   public var domain: DomainFacts?
   public var hypervisorProblem: String?
   public var mountPoint: PlaceFacts
-  /// What its copy is; nil: it has none, unless there is a `recordProblem`.
-  public var record: DurableRecord?
-  public var recordProblem: String?
+  /// What speaks against giving its copy up; see `AdoptionWithdrawal.objection`.
+  public var objection: AdoptionFinding?
   public init(domain: DomainFacts?, hypervisorProblem: String? = nil, mountPoint: PlaceFacts) {
     self.domain = domain
     self.hypervisorProblem = hypervisorProblem

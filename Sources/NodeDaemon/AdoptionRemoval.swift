@@ -81,7 +81,6 @@ extension AdoptionSurvey {
 /// Decides whether a module can be taken apart and how. Pure.
 struct RemovalPlanner {
   let request: RemovalRequest
-  let node: NodeID
   let name: ModuleName
   let facts: RemovalFacts
   let peer: AdoptionPeerRemovalFacts?
@@ -199,17 +198,7 @@ struct RemovalPlanner {
     if peer.domain?.state.isActive == true || peer.mountPoint == .mounted {
       return [.init(.error, "\(name) is in use on the other node", whatToDo: "stop it first: vmha stop \(name)")]
     }
-    if let why = peer.recordProblem {
-      return [
-        .init(
-          .error, "the other node cannot tell what its copy is worth: \(why)", whatToDo: "see there: vmha why \(name)")
-      ]
-    }
-    if let mine = request.record, let theirs = peer.record,
-      let objection = CopyComparison(mine: mine, theirs: theirs, node: node).objection(name.text)
-    {
-      return [objection]
-    }
+    if let objection = peer.objection { return [objection] }
     let copy = facts.files.module.backingDirectory
     return [
       request.purgeCopy

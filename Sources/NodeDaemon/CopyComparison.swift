@@ -31,3 +31,22 @@ struct CopyComparison {
     Hello(node: node, record: record, isAlone: false, guestRunning: false, continuous: false)
   }
 }
+
+extension AdoptionWithdrawal {
+  /// What speaks against giving up the copy of `node`, whose record `read` answers; nil = nothing.
+  func objection(of node: NodeID, _ read: () throws -> Stored<DurableRecord>) -> AdoptionFinding? {
+    guard let keptRecord else { return nil }
+    func unknown(_ why: String) -> AdoptionFinding {
+      AdoptionFinding(
+        .error, "the other node cannot tell what its copy is worth: \(why)", whatToDo: "see there: vmha why \(name)")
+    }
+    do {
+      switch try read() {
+      case .absent: return nil
+      case .damaged(let why): return unknown("its record is damaged: \(why)")
+      case .valid(let record):
+        return CopyComparison(mine: keptRecord, theirs: record, node: node.peer).objection(name.text)
+      }
+    } catch { return unknown("\(error)") }
+  }
+}

@@ -365,10 +365,14 @@ public final class Daemon: ModuleSurroundings, Sendable {
   func follow(_ wishes: [ModuleName: Wish]) {
     for (name, wish) in wishes {
       guard let runner = runner(name) else { continue }
-      // It is told again: by then the add or remove may be finished.
-      if wish.started, !runner.wish.started, (try? unfinishedAdoption(name)) != .some(nil) { continue }
-      runner.push(.wish(wish))
+      // What is not taken now is told again: by then the add or remove may be finished.
+      if !wish.started || runner.wish.started || mayStart(name) { runner.push(.wish(wish)) }
     }
+  }
+
+  /// False also while it cannot be read whether an add or remove is unfinished.
+  private func mayStart(_ name: ModuleName) -> Bool {
+    do { return try unfinishedAdoption(name) == nil } catch { return false }
   }
 
   /// Waits; true as soon as this daemon stops.

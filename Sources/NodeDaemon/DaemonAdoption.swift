@@ -236,21 +236,12 @@ extension Daemon {
         next: "stop it first: vmha stop \(name)")
     }
     // Again, at the last moment: since the plan was made this node may have been started alone.
-    if let kept = withdrawal.keptRecord, let node = snapshot().membership?.node.id {
-      switch try ModuleStore(paths: paths, module: name).readRecord() {
-      case .absent: break
-      case .damaged(let why):
-        throw AdoptionError(
-          .conflict, what: "\(name) is not removed", why: "its record on \(nodeName) is damaged: \(why)",
-          next: "see there: vmha why \(name)")
-      case .valid(let record):
-        let comparison = CopyComparison(mine: kept, theirs: record, node: node.peer)
-        if let objection = comparison.objection(name.text) {
-          throw AdoptionError(
-            .conflict, what: "\(name) is not removed", why: objection.what,
-            next: "nothing of the copy on \(nodeName) is touched; docs/operating/failures.md, 'An unfinished remove'")
-        }
-      }
+    let store = ModuleStore(paths: paths, module: name)
+    if let node = snapshot().membership?.node.id, let objection = withdrawal.objection(of: node, store.readRecord) {
+      throw AdoptionError(
+        .conflict, what: "\(name) is not removed", why: objection.what,
+        next: "nothing of the copy on \(nodeName) is touched; docs/operating/failures.md, 'An unfinished add or remove'"
+      )
     }
     try discardRecord(name)
   }

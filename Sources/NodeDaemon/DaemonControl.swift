@@ -71,15 +71,14 @@ extension Daemon: ControlService {
     // The peer first: a module that starts here should find its other half on its way.
     var notes = ""
     if snapshot().peerAlive == true, !force {
+      var reply: PeerReply?
       do {
-        let told = PeerRequest.command(runner.module, .start(force: false), wishVersion: version)
-        if case .forbidden(let what, let why, let next) = try callPeer(told, timeout: .seconds(5)) {
-          throw ControlError(.refused, what, why: why, next: next)
-        }
-      } catch let refusal as ControlError where refusal.code == .refused {
-        throw refusal
+        reply = try callPeer(.command(runner.module, .start(force: false), wishVersion: version), timeout: .seconds(5))
       } catch {
         notes = "; \(peerName) could not be told: \(error)"
+      }
+      if case .forbidden(let what, let why, let next) = reply {
+        throw ControlError(.refused, what, why: why, next: next)
       }
     }
     try check(command(runner, .start(force: force), version))

@@ -302,8 +302,10 @@ final class Mirror: GuestRequestSink {
     state.running -= 1
     request.onDiskSince.store(0, ordering: .relaxed)
     guard let token = request.token else { return effects }
-    if failure == nil, operation?.moves == true { state.moves += 1 }
-    if failure == nil, let operation { send(operation, payload, of: request, token, &state) }
+    if failure == nil, let operation {
+      if operation.moves { state.moves += 1 }
+      send(operation, payload, of: request, token, &state)
+    }
     corrects(&state)
     if let done = state.machine.localDone(token, result: failure?.code ?? 0) { effects.completions.append(done) }
     if let ticket = request.ticket { release(ticket, of: request.file, &state, &effects) }

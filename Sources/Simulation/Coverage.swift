@@ -24,8 +24,7 @@ public enum Met: Int, CaseIterable, Sendable {
   // The data.
   case intentAwaited, intentsCleared, intentsUnknown, intentsNotWritten, intentsDamaged, overlapWaited, leftToCopy
   case flushLeftToCopy, copyWaitedForWrite, resyncByMap, resyncOfEverything, stallNoticed, writeFailed, diskSlow
-  case diskError
-  case engineKilledStoring
+  case diskError, engineKilledStoring
 
   /// "right by witness"
   public var words: String {

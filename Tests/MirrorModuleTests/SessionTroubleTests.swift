@@ -21,7 +21,6 @@ import Testing
     directives.contains { if case .askConsent = $0 { true } else { false } }
   }
 
-  /// R10: it has the token, and its engine refuses `both`: the session ends, and R9 goes on from there.
   /// R10: one that is repeated takes nothing over once more.
   @Test func aSecondTokenChangesNothing() {
     var core = second()
@@ -46,6 +45,7 @@ import Testing
     #expect(core.handle(.engine(.barrierDone(session)), at: start).contains(.sendPeer(session, .token)))
   }
 
+  /// R10: it has the token, and its engine refuses `both`: the session ends, and R9 goes on from there.
   @Test func anEngineThatRefusesTheTokensPolicyEndsTheSession() {
     var core = second()
     _ = core.handle(.peerMessage(session, .token), at: start)

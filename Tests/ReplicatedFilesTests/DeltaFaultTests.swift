@@ -208,16 +208,23 @@ struct DeltaFaultTests {
     try pair.one.mount()
     pair.one.tell(.setPolicy(.alone))
     let (source, target, path) = (pair.one.backing, pair.two.backing, "\(pair.one.mountPoint)/disk.img")
+    let (isMaking, isWriting, isWritten) = (Flag(), Flag(), Flag())
     HostCalls.setFaultHook { label, place in
-      // The target takes its time to make the file, and the write to reach the disk here.
-      if label == "backing.create", place.hasPrefix(target) { usleep(1_000_000) }
-      if label == "backing.write", place.hasPrefix(source) { usleep(3_000_000) }
+      // The target makes the file, and has not made it before the write is under way here.
+      if label == "backing.create", place.hasPrefix(target) {
+        isMaking.set()
+        isWriting.awaitSet()
+      }
+      // By then a copy that waits for nothing would be at its end.
+      if label == "backing.write", place.hasPrefix(source) {
+        isWriting.set()
+        usleep(3_000_000)
+      }
       return nil
     }
     defer { HostCalls.setFaultHook(nil) }
-    let isWritten = Flag()
     let writer = try HostThread.start(name: "writer", detached: false) {
-      usleep(500_000)
+      isMaking.awaitSet()
       _ = try? shell("head -c 4096 /dev/urandom | dd of=$1 bs=4K seek=2000 conv=notrunc status=none", [path])
       isWritten.set()
     }

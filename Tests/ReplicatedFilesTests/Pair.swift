@@ -17,6 +17,8 @@ final class Flag: Sendable {
   private let value = Atomic<Bool>(false)
   var isSet: Bool { value.load(ordering: .acquiring) }
   func set() { value.store(true, ordering: .releasing) }
+  /// Ten seconds at most: what was to set it may have failed, and a test says so itself.
+  func awaitSet() { for _ in 0..<10_000 where !isSet { usleep(1_000) } }
 }
 
 extension Monitor<[EngineEvent]> {
